@@ -1,0 +1,258 @@
+"""Compact model -> ONNX file, re-run and compared with torch before it is kept.
+
+The graph is that of DESIGN: `image`, `unit_gate`, `unit_keep` in; `logits`, `unit_load`, `token_load`, `stream` and,
+for merging models, `token_group` out. Weights that half precision holds exactly are stored in half precision and cast
+back, which halves the file and changes no result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nbcore.burden import MeteredViT
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+OPSET = 20
+INPUTS = ("image", "unit_gate", "unit_keep")
+OUTPUTS = ("logits", "unit_load", "token_load", "stream")
+GROUP_OUTPUT = "token_group"
+TOLERANCE = 1e-5
+PARITY_BATCHES = (1, 2, 7)
+
+logger = logging.getLogger(__name__)
+
+
+class ExportError(RuntimeError):
+    """The exported graph does not compute what the torch model computes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """Largest differences between the ONNX graph and torch."""
+
+    logits: float
+    """Absolute."""
+    loads: float
+    """Relative to the largest load of the same site and photo."""
+    images: int
+    tie_share: float | None
+    """Share of images whose patches the two match differently (compared given equal matches); None without merging."""
+
+    def check(self, name: str) -> None:
+        """Raise ExportError if a difference is above the tolerance."""
+        for what, value in (("logits", self.logits), ("loads", self.loads)):
+            if not value <= TOLERANCE:
+                raise ExportError(
+                    f"{name}: ONNX and torch {what} differ by {value:.2e} on {self.images} images, "
+                    f"at most {TOLERANCE:.0e} is accepted; the file was not kept"
+                )
+
+
+def export(metered: MeteredViT, path: Path, images: Tensor, *, name: str) -> Parity:
+    """Write a model as ONNX and compare it with torch; nothing is left at `path` if they differ.
+
+    Args:
+        metered: Compact model with calibration means, weights already rounded (`round_to_half`), on the CPU.
+        path: File to write.
+        images: Photos to compare on, uint8 [n, 3, S, S].
+        name: Id of the variant, stored in the file.
+
+    Raises:
+        ExportError: If outputs differ by more than 1e-5.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write_onnx(metered, temporary, name=name)
+        parity = compare(open_session(temporary), metered, images)
+        parity.check(name)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return parity
+
+
+@torch.no_grad()
+def round_to_half(metered: MeteredViT) -> None:
+    """Round all parameters of the model to half precision in place; means and buffers stay as they are.
+
+    Raises:
+        ValueError: If a weight does not fit half precision.
+    """
+    for name, parameter in metered.model.named_parameters():
+        rounded = parameter.half()
+        if not torch.isfinite(rounded).all():
+            raise ValueError(f"{name} holds values beyond half precision (65504); train with less drift")
+        parameter.copy_(rounded)
+
+
+def write_onnx(metered: MeteredViT, path: Path, *, name: str) -> None:
+    """Write the graph without comparing it."""
+    import onnx
+
+    model = metered.model
+    units, side = model.num_units, model.img_size
+    example = (torch.rand(2, 3, side, side), torch.ones(2, units), torch.ones(2, units))
+    outputs = [*OUTPUTS, *([GROUP_OUTPUT] if model.merge is not None else [])]
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            metered.eval(),
+            example,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(INPUTS),
+            output_names=outputs,
+            dynamic_shapes={n: {0: batch} for n in INPUTS},
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    graph = program.model_proto
+    _add_default_gates(graph, units)
+    _store_half(graph)
+    for key, value in {
+        "variant": name,
+        "num_units": str(units),
+        "site_names": json.dumps([site.name for site in model.sites]),
+        "site_sizes": json.dumps([site.num_units for site in model.sites]),
+        "grid": json.dumps(list(model.grid)),
+    }.items():
+        graph.metadata_props.add(key=key, value=value)
+    onnx.checker.check_model(graph)
+    onnx.save(graph, path)
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Mute the exporter's notes on its own internals: hundreds of lines that no user can act on."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
+    levels = [log.level for log in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="# The axis name", category=UserWarning)
+        for log in loggers:
+            log.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for log, level in zip(loggers, levels, strict=True):
+                log.setLevel(level)
+
+
+def _add_default_gates(graph: onnx.ModelProto, num_units: int) -> None:
+    """Give both gate inputs a default of ones [1, U], so that plain clients feed only `image`."""
+    from onnx import numpy_helper
+
+    for name in INPUTS[1:]:
+        value = next(i for i in graph.graph.input if i.name == name)
+        value.type.tensor_type.shape.dim[0].dim_param = f"{name}_batch"
+        graph.graph.initializer.append(
+            numpy_helper.from_array(np.ones((1, num_units), dtype=np.float32), name)
+        )
+    # Recorded shapes say that gates have the photos' batch size; ONNX Runtime would reuse buffers by that promise.
+    del graph.graph.value_info[:]
+
+
+def _store_half(graph: onnx.ModelProto) -> None:
+    """Replace single-precision initialisers that half precision holds exactly by half ones and a Cast."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    casts = []
+    inputs = {i.name for i in graph.graph.input}
+    for position, tensor in enumerate(graph.graph.initializer):
+        if tensor.data_type != TensorProto.FLOAT or tensor.name in inputs:
+            continue
+        values = numpy_helper.to_array(tensor)
+        half = values.astype(np.float16)
+        if values.size < 64 or not np.array_equal(half.astype(np.float32), values):
+            continue
+        stored = f"{tensor.name}_half"
+        casts.append(helper.make_node("Cast", [stored], [tensor.name], to=TensorProto.FLOAT))
+        graph.graph.initializer[position].CopyFrom(numpy_helper.from_array(half, stored))
+    nodes = list(graph.graph.node)
+    del graph.graph.node[:]
+    graph.graph.node.extend(casts + nodes)
+
+
+def open_session(path: Path) -> onnxruntime.InferenceSession:
+    """A plain CPU session, for checks and accuracy.
+
+    Raises:
+        RuntimeError: If onnxruntime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise RuntimeError(
+            "onnxruntime is not installed here; run `python -m nbcore export ID` on a machine that has it"
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def as_input(images: Tensor) -> Tensor:
+    """uint8 images [B, 3, S, S] as the model's input in [0, 1]."""
+    return images.float() / 255
+
+
+def parity_batches(images: Tensor) -> Iterator[Tensor]:
+    """Batches of 1, 2 and 7 images first, then the rest by 32."""
+    start = 0
+    for size in PARITY_BATCHES:
+        yield images[start : start + size]
+        start += size
+    yield from images[start:].split(32)
+
+
+@torch.no_grad()
+def compare(session: onnxruntime.InferenceSession, metered: MeteredViT, images: Tensor) -> Parity:
+    """Run a graph and its torch twin on the same photos.
+
+    Args:
+        session: Of the exported file.
+        metered: The torch model on the CPU, in evaluation mode.
+        images: uint8 [n, 3, S, S].
+    """
+    sizes = [site.num_units for site in metered.model.sites]
+    worst_logits = worst_loads = 0.0
+    ties = 0
+    merging = metered.model.merge is not None
+    for batch in parity_batches(images):
+        if not len(batch):
+            continue
+        x = as_input(batch)
+        found = [torch.from_numpy(value) for value in session.run(None, {"image": x.numpy()})]
+        group = found[4] if merging else None
+        if merging:
+            own = metered(x)[4]
+            ties += int((own != group).any(1).sum())
+        wanted = metered(x, group=group)
+        worst_logits = max(worst_logits, (found[0] - wanted[0]).abs().max().item())
+        for a, b in (
+            *zip(found[1].split(sizes, 1), wanted[1].split(sizes, 1), strict=True),
+            *zip(found[2].unbind(1), wanted[2].unbind(1), strict=True),
+            (found[3], wanted[3]),
+        ):
+            worst_loads = max(worst_loads, _relative(a, b))
+    tie_share = ties / len(images) if merging else None
+    return Parity(logits=worst_logits, loads=worst_loads, images=len(images), tie_share=tie_share)
+
+
+def _relative(found: Tensor, wanted: Tensor) -> float:
+    """Largest difference over the largest value of each row; single loads near zero are differences of large numbers."""
+    return ((found - wanted).abs().amax(-1) / wanted.abs().amax(-1)).max().item()

@@ -1,0 +1,181 @@
+"""Burden of a pruned model against its dense base, over many photos (METHODS: burden, null, selection, take-over,
+residual, cost). The arithmetic is `nbcore.burden`; this file only feeds it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from nbcore.burden import (
+    BurdenReport,
+    MeteredViT,
+    PooledLoads,
+    cost,
+    pooled_site_loads,
+    residual,
+    selection_factor,
+    takeover,
+)
+from nbcore.macs import macs_of
+from nbcore.vit import PrunableViT, Tokens
+
+
+@dataclass(kw_only=True)
+class _Sums:
+    """Running sums of one model's loads."""
+
+    power: Tensor | None = None
+    stream: Tensor | None = None
+    count: int = 0
+
+    def add(self, unit_load: Tensor, stream: Tensor, site_of_unit: Tensor) -> None:
+        square = stream.double().pow(2)
+        power = (unit_load.double().pow(2) * square[:, site_of_unit]).sum(0)
+        self.power = power if self.power is None else self.power + power
+        self.stream = square.sum(0) if self.stream is None else self.stream + square.sum(0)
+        self.count += len(unit_load)
+
+    def pooled(self, sizes: Sequence[int]) -> PooledLoads:
+        assert self.power is not None and self.stream is not None
+        return PooledLoads(
+            power=tuple((self.power / self.count).split(list(sizes))), stream=self.stream / self.count
+        )
+
+
+@dataclass(kw_only=True)
+class _Outputs:
+    """What one forward pass wrote, patches only, un-merged."""
+
+    survivors: list[Tensor] = field(default_factory=list)
+    removed: list[Tensor] = field(default_factory=list)
+    blocks: list[Tensor] = field(default_factory=list)
+
+
+@torch.no_grad()
+def measure_burden(
+    dense: MeteredViT, pruned: MeteredViT, kept: Sequence[Tensor], images: Tensor, *, batch_size: int = 32
+) -> BurdenReport:
+    """Compare a compact model with the dense model it was pruned from.
+
+    The cut model (dense weights, survivors only) is centred by the dense model's means, as when the page prunes the
+    dense graph live.
+
+    Args:
+        dense: Dense base with calibration means.
+        pruned: Compact model with calibration means, on the same device.
+        kept: Per site the indices of the survivors in the dense model.
+        images: uint8 [n, 3, S, S].
+        batch_size: Images per forward pass.
+    """
+    device = dense.model.mean.device
+    kept = [units.to(device) for units in kept]
+    survives = torch.zeros(dense.model.num_units, device=device)
+    for site, units in zip(dense.model.sites, kept, strict=True):
+        survives[site.start + units] = 1
+    sums = {name: _Sums() for name in ("dense", "cut", "pruned")}
+    taken = torch.zeros(len(kept), 2, dtype=torch.float64, device=device)
+    missed = torch.zeros(len(kept) // 2, 2, dtype=torch.float64, device=device)
+    for batch in tqdm(images.split(batch_size), desc="measure burden", unit="batch"):
+        x = batch.to(device).float() / 255
+        for name, model, gate in (("dense", dense, None), ("cut", dense, survives[None]), ("pruned", pruned, None)):
+            _, unit_load, _, stream, *_ = model(x, gate)
+            sums[name].add(unit_load, stream, _site_of_unit(model.model))
+        before, after = _outputs(dense, kept, x), _outputs(pruned, None, x)
+        for site in range(len(kept)):
+            pair = takeover(after.survivors[site] - before.survivors[site], before.removed[site])
+            taken[site] += torch.stack(pair).double()
+        for block, (one, two) in enumerate(zip(before.blocks, after.blocks, strict=True)):
+            error, power = residual(one, two)
+            missed[block] += torch.stack([error.mean(1).sum(), power.sum()]).double()
+    return _report(dense, pruned, kept, sums, taken, missed)
+
+
+def _report(
+    dense: MeteredViT,
+    pruned: MeteredViT,
+    kept: Sequence[Tensor],
+    sums: dict[str, _Sums],
+    taken: Tensor,
+    missed: Tensor,
+) -> BurdenReport:
+    sizes = [site.num_units for site in dense.model.sites]
+    loads = {name: sums[name].pooled(sizes) for name in ("dense", "cut")}
+    after = sums["pruned"].pooled([site.num_units for site in pruned.model.sites])
+    reference = pooled_site_loads(loads["dense"], kept)
+    burden = pooled_site_loads(after) / reference
+    missing = (missed[:, 0] / missed[:, 1]).repeat_interleave(2)
+    removed = [len(units) < size for units, size in zip(kept, sizes, strict=True)]
+    return BurdenReport(
+        sites=tuple(site.name for site in dense.model.sites),
+        burden=tuple(burden.tolist()),
+        burden_null=tuple((pooled_site_loads(loads["cut"], kept) / reference).tolist()),
+        selection=tuple(selection_factor(loads["dense"], kept).tolist()),
+        stream=tuple((after.stream / loads["dense"].stream).sqrt().tolist()),
+        takeover=tuple(
+            (top / bottom).item() if gone and bottom > 0 else None
+            for gone, (top, bottom) in zip(removed, taken, strict=True)
+        ),
+        residual=tuple(missing.tolist()),
+        cost=tuple(cost(missing, burden).tolist()),
+    )
+
+
+def _site_of_unit(model: PrunableViT) -> Tensor:
+    sizes = torch.tensor([site.num_units for site in model.sites])
+    return torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(model.mean.device)
+
+
+def _outputs(metered: MeteredViT, kept: Sequence[Tensor] | None, x: Tensor) -> _Outputs:
+    """Centred outputs of survivors and removed units at every site, and block outputs."""
+    model, found, prefix = metered.model, _Outputs(), metered.model.num_prefix_tokens
+
+    def tap(site: int, stream: Tensor, contribution: Tensor, tokens: Tokens) -> None:
+        own = contribution[..., prefix:, :]
+        weight = model.write_weight(site)
+        weight = weight - weight.mean(0, keepdim=True)
+        if own.ndim == 4:
+            units, weight = own - metered.means[site][:, None], weight.flatten(1)
+            units, width = units.transpose(1, 2).flatten(2), model.arch.head_dim
+        else:
+            units, width = own - metered.means[site], 1
+        if kept is None:
+            found.survivors.append(_spread(units @ weight.T, tokens))
+            return
+        stays = torch.zeros(units.shape[-1] // width, dtype=units.dtype, device=units.device)
+        stays[kept[site]] = 1
+        stays = stays.repeat_interleave(width)
+        found.survivors.append(_spread((units * stays) @ weight.T, tokens))
+        found.removed.append(_spread((units * (1 - stays)) @ weight.T, tokens))
+
+    def block_tap(block: int, output: Tensor, tokens: Tokens) -> None:
+        found.blocks.append(_spread(output[:, prefix:], tokens))
+
+    model(x, tap=tap, block_tap=block_tap)
+    return found
+
+
+def _spread(values: Tensor, tokens: Tokens) -> Tensor:
+    """Un-merge vectors of tokens [B, T, D] to patches [B, P, D]."""
+    if tokens.group is None:
+        return values
+    return torch.gather(values, 1, tokens.group[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def mean_over_sites(report: BurdenReport, dense: PrunableViT, kept: Sequence[Tensor]) -> dict[str, float | None]:
+    """One number per quantity: site values averaged by the MACs removed at the site.
+
+    Sites where a value is undefined are left out; None where it is undefined everywhere.
+    """
+    costs = macs_of(dense).per_unit
+    gone = [cost * (site.num_units - len(units)) for cost, site, units in zip(costs, dense.sites, kept, strict=True)]
+    names = ("burden", "burden_null", "selection", "takeover", "residual", "cost", "stream")
+    means: dict[str, float | None] = {}
+    for name in names:
+        pairs = [(v, w) for v, w in zip(getattr(report, name), gone, strict=True) if v is not None and w > 0]
+        total = sum(w for _, w in pairs)
+        means[name] = sum(v * w for v, w in pairs) / total if total else None
+    return means
