@@ -113,13 +113,13 @@ def imagenette_vit_tiny() -> tuple[RunConfig, ...]:
         train=TrainConfig(
             epochs=((128, 120), (160, 160), (224, 80)),
             batch_size=512,
-            lr=1.5e-3,
+            lr=1.2e-3,
             warmup_epochs=10,
             crop_scale=(0.25, 1.0),
             jitter=0.3,
             ema_decay=0.9995,
             eval_every=20,
-            save_every=40,
+            save_every=20,
         ),
     )
     train = TrainConfig(

@@ -62,6 +62,8 @@ class _State:
     pruner: Pruner | None
     mitigation: Mitigation
     keep: Tensor
+    skipped: Tensor
+    """Steps of this epoch that were left out because gradients were not finite."""
     masks: list[tuple[nn.Parameter, Tensor]] = field(default_factory=list)
     """Parameters of pruned sites with ones where the unit is kept; empty while nothing is removed."""
     epoch: int = 0
@@ -152,6 +154,9 @@ def train(
         picks = chosen[: STATISTICS_BATCHES * batch_size].split(batch_size)
         return [augment(train_images[p], side, config, state.statistics_generator) for p in picks]
 
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        model.to(memory_format=torch.channels_last)
     mitigation.attach(model, calibration_batches)
     if state_path is not None and state_path.exists():
         state.load_state_dict(torch.load(state_path, map_location=device, weights_only=True))
@@ -169,15 +174,22 @@ def train(
             loss = torch.zeros((), device=device)
             for picks in order[: per_epoch * batch_size].split(batch_size):
                 x = augment(train_images[picks], sides[state.epoch], config, state.generator)
+                if device.type == "cuda":
+                    x = x.contiguous(memory_format=torch.channels_last)
                 loss += _step(state, forward, x, train_targets[picks], config, total, per_epoch)
             state.epoch += 1
-            mean_loss = loss.item() / per_epoch
+            skipped = int(state.skipped)
+            state.skipped.zero_()
+            if skipped > max(1, per_epoch // 10):
+                raise RuntimeError(
+                    f"{title}: gradients of {skipped} of {per_epoch} steps in epoch {state.epoch} were not finite; "
+                    f"lower `lr` (now {config.lr})"
+                )
+            mean_loss = loss.item() / (per_epoch - skipped)
             speed = per_epoch * batch_size / (time.perf_counter() - began)
-            _log_epoch(state, data, config, device, mean_loss, dense_macs)
+            _log_epoch(state, data, config, device, mean_loss, skipped, dense_macs)
             bar.update()
             bar.set_postfix(loss=f"{mean_loss:.3f}", img_s=f"{speed:.0f}", top1=_last_top1(state))
-            if not math.isfinite(mean_loss):
-                raise RuntimeError(f"{title}: the loss is {mean_loss} in epoch {state.epoch}; lower `lr`")
             if state_path is not None and (
                 state.epoch % config.save_every == 0 or state.epoch == config.total_epochs
             ):
@@ -214,6 +226,7 @@ def _new_state(
         pruner=pruner,
         mitigation=mitigation,
         keep=torch.ones(model.num_units, dtype=torch.bool, device=device),
+        skipped=torch.zeros((), dtype=torch.int64, device=device),
     )
 
 
@@ -245,8 +258,10 @@ def _step(
     full.backward()
     if state.pruner is not None:
         state.pruner.after_backward(None if gate is None or gate.grad is None else gate.grad * len(images))
-    nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad)
-    state.optimizer.step()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad)
+    broken = ~torch.isfinite(norm)
+    _optimizer_step(state.optimizer, broken)
+    state.skipped += broken
     state.step += 1
     _zero_removed(state)
     new_keep = state.pruner.after_step(state.step) if state.pruner else None
@@ -256,7 +271,17 @@ def _step(
     if state.ema is not None:
         state.ema_step += 1
         state.ema.update(model, step=state.ema_step)
-    return loss.detach()
+    return torch.where(torch.isfinite(loss.detach()), loss.detach(), 0.0)
+
+
+def _optimizer_step(optimizer: torch.optim.Optimizer, broken: Tensor) -> None:
+    """Step unless gradients are not finite; on CUDA the fused optimiser decides without waiting for the device."""
+    if broken.device.type == "cuda":
+        # The interface through which torch.amp.GradScaler tells fused optimisers to skip.
+        optimizer.grad_scale, optimizer.found_inf = None, broken.float()  # type: ignore[attr-defined]
+        optimizer.step()
+    elif not bool(broken):
+        optimizer.step()
 
 
 def learning_rate(step: int, total: int, per_epoch: int, config: TrainConfig) -> float:
@@ -312,7 +337,13 @@ def _zero_removed(state: _State) -> None:
 
 
 def _log_epoch(
-    state: _State, data: Dataset, config: TrainConfig, device: torch.device, loss: float, dense_macs: int | None
+    state: _State,
+    data: Dataset,
+    config: TrainConfig,
+    device: torch.device,
+    loss: float,
+    skipped: int,
+    dense_macs: int | None,
 ) -> None:
     macs = macs_of(state.model)
     kept = [int(state.keep[s.units].sum()) for s in state.model.sites]
@@ -321,6 +352,7 @@ def _log_epoch(
         "step": state.step,
         "epoch": state.epoch,
         "loss": loss,
+        "skipped_steps": skipped,
         "lr": state.optimizer.param_groups[0]["lr"],
         "macs_ratio": macs.total(kept) / whole,
         "loads": site_loads(state.model, data, device),
