@@ -12,15 +12,16 @@ import torch
 
 EPILOG = """\
 a first walk, without any data:
-  python -m nbcore run shapes-quick --out first       train, prune, compact, export (2 minutes on a laptop)
-  python -m nbcore verify --checkpoints first         check everything that was promised
+  python -m nbcore run shapes-quick --out first       train, prune, compact, export (2 minutes on a
+  laptop) python -m nbcore verify --checkpoints first         check everything that was promised
   python -m app --checkpoints first                   look at it
 
 with photos:
   python -m nbcore data imagenette --data data --download
   python -m nbcore run imagenette-vit-tiny --data data --out checkpoints
 
-on a training host without onnxruntime, `run` stops at stage "trained"; copy the folder and finish it with
+on a training host without onnxruntime, `run` stops at stage "trained"; copy the folder and finish
+it with
   python -m nbcore export ID --data data --checkpoints DIR
 """
 
@@ -29,7 +30,8 @@ def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     root = argparse.ArgumentParser(
         prog="python -m nbcore",
-        description="Train pruned Vision Transformers, measure the burden of what survives, export to ONNX.",
+        description="Train pruned Vision Transformers, measure the burden of what survives, "
+        "export to ONNX.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -39,7 +41,11 @@ def parser() -> argparse.ArgumentParser:
     _run_command(commands)
     where = argparse.ArgumentParser(add_help=False)
     where.add_argument(
-        "--checkpoints", type=Path, default=Path("checkpoints"), metavar="DIR", help="default: %(default)s"
+        "--checkpoints",
+        type=Path,
+        default=Path("checkpoints"),
+        metavar="DIR",
+        help="default: %(default)s",
     )
     commands.add_parser("list", parents=[where], help="show the variants of a checkpoint folder")
     for name, text in (
@@ -53,34 +59,50 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("add", parents=[where], help=text, description=text)
     command.add_argument("folder", type=Path, metavar="DIR", help="folder that holds variant.json")
     _data_option(command)
-    text = "re-hash every file, re-read the contract, run ONNX against torch; exit status 1 on any fault"
+    text = (
+        "re-hash every file, re-read the contract, run ONNX against torch; "
+        "exit status 1 on any fault"
+    )
     command = commands.add_parser("verify", parents=[where], help=text, description=text)
-    command.add_argument("--accuracy", action="store_true", help="also measure the test metrics again (needs --data)")
+    command.add_argument(
+        "--accuracy", action="store_true", help="also measure the test metrics again (needs --data)"
+    )
     _data_option(command)
     return root
 
 
 def _data_option(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--data", type=Path, metavar="DIR", help="folder that `python -m nbcore data` filled")
+    command.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder that `python -m nbcore data` filled"
+    )
 
 
 def _data_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     text = "decode a data set once, so that training can hold it in memory"
     command = commands.add_parser("data", help=text, description=text)
-    command.add_argument("name", metavar="NAME", help="imagenette, cifar10 or mnist; folders need no preparation")
+    command.add_argument(
+        "name", metavar="NAME", help="imagenette, cifar10 or mnist; folders need no preparation"
+    )
     command.add_argument("--source", type=Path, metavar="DIR", help="archives or extracted photos")
-    command.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="where to write; %(default)s")
-    command.add_argument("--download", action="store_true", help="let torchvision download the source first")
+    command.add_argument(
+        "--data", type=Path, default=Path("data"), metavar="DIR", help="where to write; %(default)s"
+    )
+    command.add_argument(
+        "--download", action="store_true", help="let torchvision download the source first"
+    )
 
 
 def _run_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     from nbcore.recipes import RECIPES
 
-    recipes = "\n".join(f"  {name:22s}{(RECIPES[name].__doc__ or '').splitlines()[0]}" for name in RECIPES)
+    recipes = "\n".join(
+        f"  {name:22s}{(RECIPES[name].__doc__ or '').splitlines()[0]}" for name in RECIPES
+    )
     command = commands.add_parser(
         "run",
         help="train, prune, measure, export and register the variants of a recipe",
-        description="Train, prune, mitigate, measure, compact, export, verify and register the variants of a recipe. "
+        description="Train, prune, mitigate, measure, compact, export, verify and register the "
+        "variants of a recipe. "
         "What is done is skipped; what was interrupted goes on where it was.",
         epilog=f"recipes (nbcore/recipes.py):\n{recipes}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -88,13 +110,23 @@ def _run_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     command.add_argument("recipe", metavar="RECIPE", help="one of the names below")
     _data_option(command)
     command.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
-    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default: %(default)s")
     command.add_argument(
-        "--out", type=Path, default=Path("checkpoints"), metavar="DIR", help="checkpoint folder; default: %(default)s"
+        "--device", default="auto", help="auto, cpu, cuda or cuda:N; default: %(default)s"
     )
-    command.add_argument("--only", nargs="+", metavar="ID", help="only these variants; a dense base must exist")
+    command.add_argument(
+        "--out",
+        type=Path,
+        default=Path("checkpoints"),
+        metavar="DIR",
+        help="checkpoint folder; default: %(default)s",
+    )
+    command.add_argument(
+        "--only", nargs="+", metavar="ID", help="only these variants; a dense base must exist"
+    )
     model = command.add_mutually_exclusive_group()
-    model.add_argument("--pretrained", action="store_true", help="start from timm's weights (needs a network)")
+    model.add_argument(
+        "--pretrained", action="store_true", help="start from timm's weights (needs a network)"
+    )
     model.add_argument("--weights", metavar="FILE", help="start from a local file of timm weights")
 
 
@@ -108,21 +140,32 @@ def _run(options: argparse.Namespace) -> int:
     runs = [replace(config, seed=options.seed) for config in RECIPES[options.recipe]()]
     if options.pretrained or options.weights:
         runs = [
-            replace(c, model=replace(c.model, pretrained=options.pretrained, weights=options.weights)) for c in runs
+            replace(
+                c, model=replace(c.model, pretrained=options.pretrained, weights=options.weights)
+            )
+            for c in runs
         ]
     if options.only:
         unknown = set(options.only) - {config.id for config in runs}
         if unknown:
-            raise ValueError(f"{options.recipe} has no variant {sorted(unknown)}; it has {[c.id for c in runs]}")
+            raise ValueError(
+                f"{options.recipe} has no variant {sorted(unknown)}; it has {[c.id for c in runs]}"
+            )
         runs = [config for config in runs if config.id in options.only]
     stages = set()
     for config in runs:
-        command = f"python -m nbcore run {options.recipe} --only {config.id} --seed {options.seed} --data DIR"
+        command = (
+            f"python -m nbcore run {options.recipe} --only {config.id} "
+            f"--seed {options.seed} --data DIR"
+        )
         stage = run_variant(config, options.out, options.data, device, command=command)
         stages.add(stage)
         print(f"{config.id}: {stage}")
     if "trained" in stages:
-        print("onnxruntime is not installed here: finish with `python -m nbcore export ID` where it is")
+        print(
+            "onnxruntime is not installed here: finish with `python -m nbcore export ID` where it "
+            "is"
+        )
     return 0
 
 
@@ -131,7 +174,9 @@ def _device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda was asked for, but torch sees no GPU; use --device cpu or auto")
+        raise ValueError(
+            "--device cuda was asked for, but torch sees no GPU; use --device cpu or auto"
+        )
     return device
 
 
@@ -150,7 +195,8 @@ def _list(options: argparse.Namespace) -> int:
         top1 = v.metrics.get("top1")
         print(
             f"{v.id:48s} top1 {top1:.4f}  MACs {v.macs / 1e6:8.1f} M ({v.macs_ratio:.3f})  "
-            f"parameters {v.num_params / 1e6:6.3f} M  onnx {v.files['onnx'].size_bytes / 1e6:5.1f} MB"
+            f"parameters {v.num_params / 1e6:6.3f} M  onnx "
+            f"{v.files['onnx'].size_bytes / 1e6:5.1f} MB"
         )
     for name, reason in manifest.refused.items():
         print(f"{name}: refused: {reason}")
@@ -162,7 +208,10 @@ def _export(options: argparse.Namespace) -> int:
 
     variant = read_trained(options.checkpoints, options.id)
     variant = export_variant(options.id, options.checkpoints, load_for(variant, options.data))
-    print(f"{variant.id}: top1 {variant.metrics['top1']:.4f}, parity {variant.metrics['parity_logits']:.1e}")
+    print(
+        f"{variant.id}: top1 {variant.metrics['top1']:.4f}, parity "
+        f"{variant.metrics['parity_logits']:.1e}"
+    )
     return 0
 
 
@@ -171,8 +220,17 @@ def _measure(options: argparse.Namespace) -> int:
 
     variant = read_trained(options.checkpoints, options.id)
     report = measure_variant(options.id, options.checkpoints, load_for(variant, options.data))
-    print(f"{'site':18s}{'burden':>9s}{'null':>9s}{'select':>9s}{'takeover':>9s}{'residual':>9s}{'stream':>9s}")
-    rows = (report.burden, report.burden_null, report.selection, report.takeover, report.residual, report.stream)
+    print(
+        f"{'site':18s}{'burden':>9s}{'null':>9s}{'select':>9s}{'takeover':>9s}{'residual':>9s}{'stream':>9s}"
+    )
+    rows = (
+        report.burden,
+        report.burden_null,
+        report.selection,
+        report.takeover,
+        report.residual,
+        report.stream,
+    )
     for site, *values in zip(report.sites, *rows, strict=True):
         print(f"{site:18s}" + "".join(f"{'-' if v is None else f'{v:.3f}':>9s}" for v in values))
     return 0
@@ -220,7 +278,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"nbcore: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nnbcore: stopped; the same command goes on from the last saved epoch", file=sys.stderr)
+        print(
+            "\nnbcore: stopped; the same command goes on from the last saved epoch", file=sys.stderr
+        )
         return 130
 
 

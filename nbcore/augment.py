@@ -26,7 +26,9 @@ def augment(images: Tensor, side: int, config: TrainConfig, generator: Generator
     Returns:
         Single precision [B, 3, side, side] in [0, 1].
     """
-    x = random_resized_crop(images.float().div_(255), side, config.crop_scale, config.flip, generator)
+    x = random_resized_crop(
+        images.float().div_(255), side, config.crop_scale, config.flip, generator
+    )
     if config.three_augment:
         x = three_augment(x, generator)
     if config.jitter > 0:
@@ -43,7 +45,8 @@ def _uniform(batch: int, low: float, high: float, generator: Generator) -> Tenso
 def random_resized_crop(
     images: Tensor, side: int, scale: tuple[float, float], flip: bool, generator: Generator
 ) -> Tensor:
-    """Inception crops by bilinear sampling: area in `scale`, aspect ratio 3/4 to 4/3, half of them mirrored.
+    """Inception crops by bilinear sampling: area in `scale`, aspect ratio 3/4 to 4/3, half of them
+    mirrored.
 
     Args:
         images: [B, 3, H, W] in [0, 1].
@@ -58,12 +61,18 @@ def random_resized_crop(
     width, height = (area * ratio).clamp(max=1.0), (area / ratio).clamp(max=1.0)
     x = _uniform(batch, -1.0, 1.0, generator) * (1 - width)
     y = _uniform(batch, -1.0, 1.0, generator) * (1 - height)
-    mirror = torch.where(_uniform(batch, 0.0, 1.0, generator) < 0.5, -1.0, 1.0) if flip else torch.ones_like(x)
+    mirror = (
+        torch.where(_uniform(batch, 0.0, 1.0, generator) < 0.5, -1.0, 1.0)
+        if flip
+        else torch.ones_like(x)
+    )
     theta = torch.zeros(batch, 2, 3, device=images.device)
     theta[:, 0, 0], theta[:, 0, 2] = width * mirror, x
     theta[:, 1, 1], theta[:, 1, 2] = height, y
     grid = F.affine_grid(theta, [batch, 3, side, side], align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return F.grid_sample(
+        images, grid, mode="bilinear", padding_mode="reflection", align_corners=False
+    )
 
 
 def _grey(images: Tensor) -> Tensor:
@@ -112,7 +121,9 @@ def _rectangles(batch: int, height: int, width: int, side: Tensor, generator: Ge
     return inside_rows[:, :, None] & inside_columns[:, None, :]
 
 
-def mix(images: Tensor, targets: Tensor, config: TrainConfig, generator: Generator) -> tuple[Tensor, Tensor]:
+def mix(
+    images: Tensor, targets: Tensor, config: TrainConfig, generator: Generator
+) -> tuple[Tensor, Tensor]:
     """Mixup or CutMix of a batch with its mirror order, one of the two per batch.
 
     Args:
@@ -134,7 +145,10 @@ def mix(images: Tensor, targets: Tensor, config: TrainConfig, generator: Generat
     if cut:
         height, width = images.shape[2:]
         rows, columns = round(height * share**0.5), round(width * share**0.5)
-        top, left = int(_draw(generator) * (height - rows)), int(_draw(generator) * (width - columns))
+        top, left = (
+            int(_draw(generator) * (height - rows)),
+            int(_draw(generator) * (width - columns)),
+        )
         pasted = images.clone()
         box = (..., slice(top, top + rows), slice(left, left + columns))
         pasted[box] = images.flip(0)[box]

@@ -1,16 +1,18 @@
 """Neural burden: how much more the surviving units carry than they did in the dense model.
 
-The picture is that of Wang et al. (arXiv:2407.16716), whose text and code were not available to us: every equation
-here is ours. With C = I - 11ᵀ/D, which removes what the next LayerNorm removes anyway:
+The picture is that of Wang et al. (arXiv:2407.16716), whose text and code were not available to
+us: every equation here is ours. With C = I - 11ᵀ/D, which removes what the next LayerNorm removes
+anyway:
 
-    contribution  a_ut = |h_ut - mu_u| ||C W2[:, u]||   (MLP neuron)      a_ht = ||C W_O^h (z_ht - mu_h)||   (head)
-    stream        rho² = mean_t ||C (x_t - mean_t x)||²  at the sublayer's own input
-    load          load² = sum over units of mean_t a² / rho²
-    burden        B = load_S(pruned) / load_S(dense), S = the survivors;  null B0 = load_S(cut) / load_S(dense)
+    contribution  a_ut = |h_ut - mu_u| ||C W2[:, u]||   (MLP neuron)      a_ht = ||C W_O^h (z_ht -
+    mu_h)||   (head) stream        rho² = mean_t ||C (x_t - mean_t x)||²  at the sublayer's own
+    input load          load² = sum over units of mean_t a² / rho²
+    burden        B = load_S(pruned) / load_S(dense), S = the survivors;  null B0 = load_S(cut) /
+    load_S(dense)
 
-Patches only; merged tokens count by their size. Numerators and rho² are pooled separately over images. Loads are
-unmoved by rescaling a unit's activation against its write weight, by constants added to write columns, by a rescaled
-stream and by permuted units (tests/nbcore/test_burden.py).
+Patches only; merged tokens count by their size. Numerators and rho² are pooled separately over
+images. Loads are unmoved by rescaling a unit's activation against its write weight, by constants
+added to write columns, by a rescaled stream and by permuted units (tests/nbcore/test_burden.py).
 
 Shape letters as in `nbcore.vit`; L sites.
 """
@@ -69,14 +71,16 @@ def token_weights(num_tokens: int, tokens: Tokens, like: Tensor) -> Tensor:
 
 
 def stream_power(stream: Tensor, weights: Tensor) -> Tensor:
-    """rho² of patches [B, T, D] with token weights [B, T]: mean squared deviation from the image's mean token, [B]."""
+    """rho² of patches [B, T, D] with token weights [B, T]: mean squared deviation from the image's
+    mean token, [B]."""
     centred = stream - stream.mean(-1, keepdim=True)
     centred = centred - (weights[..., None] * centred).sum(1, keepdim=True)
     return (weights * centred.pow(2).sum(-1)).sum(-1)
 
 
 class MeteredViT(nn.Module):
-    """A model together with its calibration means: what the ONNX graph computes, and what is compared with it."""
+    """A model together with its calibration means: what the ONNX graph computes, and what is
+    compared with it."""
 
     def __init__(self, model: PrunableViT, means: Sequence[Tensor]) -> None:
         super().__init__()
@@ -106,8 +110,8 @@ class MeteredViT(nn.Module):
             group: Fixed match of patches to tokens [B, P].
 
         Returns:
-            logits [B, K]; unit_load [B, U]; token_load [B, L, P]; stream rho [B, L]; and, for merging models only,
-            token_group int64 [B, P], the token that carries each patch.
+            logits [B, K]; unit_load [B, U]; token_load [B, L, P]; stream rho [B, L]; and, for
+            merging models only, token_group int64 [B, P], the token that carries each patch.
         """
         prefix, means = self.model.num_prefix_tokens, self.means
         unit_loads: list[Tensor] = []
@@ -120,12 +124,16 @@ class MeteredViT(nn.Module):
             weights = token_weights(patches.shape[1], tokens, patches)
             power = stream_power(patches, weights)
             own = contribution[..., prefix:, :]
-            squares = squared_contributions(own, means[site], centred_gram(self.model.write_weight(site)))
+            squares = squared_contributions(
+                own, means[site], centred_gram(self.model.write_weight(site))
+            )
             unit_loads.append(((weights[:, None, :] @ squares)[:, 0] / power[:, None]).sqrt())
             if unit_keep is None:
                 summed = squares.sum(-1)
             else:
-                summed = (squares @ unit_keep[:, self.model.sites[site].units, None].to(squares))[..., 0]
+                summed = (squares @ unit_keep[:, self.model.sites[site].units, None].to(squares))[
+                    ..., 0
+                ]
             token_loads.append(unmerge((summed / power[:, None]).sqrt(), tokens))
             streams.append(power.sqrt())
             if tokens.group is not None:
@@ -189,7 +197,8 @@ def pooled_site_loads(loads: PooledLoads, kept: Sequence[Tensor] | None = None) 
         kept: Per site the indices of the selected units; None means all.
     """
     sums = [
-        power.sum() if kept is None else power[kept[site]].sum() for site, power in enumerate(loads.power)
+        power.sum() if kept is None else power[kept[site]].sum()
+        for site, power in enumerate(loads.power)
     ]
     return (torch.stack(sums) / loads.stream).sqrt()
 
@@ -199,19 +208,22 @@ def selection_factor(dense: PooledLoads, kept: Sequence[Tensor]) -> Tensor:
 
     Above one, strong units were kept; no compensation is needed to explain their load.
     """
-    return torch.stack([power[kept[site]].mean() / power.mean() for site, power in enumerate(dense.power)])
+    return torch.stack(
+        [power[kept[site]].mean() / power.mean() for site, power in enumerate(dense.power)]
+    )
 
 
 def takeover(change: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
-    """Numerator and denominator of take-over: projection of the survivors' change on what the removed units wrote.
+    """Numerator and denominator of take-over: projection of the survivors' change on what the
+    removed units wrote.
 
     Args:
         change: Survivors' centred output, pruned minus dense [B, P, D].
         removed: Centred output the removed units wrote in dense [B, P, D].
 
     Returns:
-        <change, removed> and ||removed||², summed over everything; their quotient is 1 where the removed output is
-        replaced exactly and 0 where nothing was taken over.
+        <change, removed> and ||removed||², summed over everything; their quotient is 1 where the
+        removed output is replaced exactly and 0 where nothing was taken over.
     """
     return (change * removed).sum(), removed.pow(2).sum()
 
@@ -233,7 +245,8 @@ def residual(dense: Tensor, pruned: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def cost(residual: Tensor, burden: Tensor) -> Tensor:
-    """Display value E = R + 0.25 (B² - 1)+, reconstruction plus effort; same shape as its arguments."""
+    """Display value E = R + 0.25 (B² - 1)+, reconstruction plus effort; same shape as its
+    arguments."""
     return residual + 0.25 * (burden.pow(2) - 1).clamp_min(0)
 
 
@@ -243,7 +256,8 @@ def burden_map(pruned: Tensor, dense: Tensor, dense_site: Tensor) -> Tensor:
     Args:
         pruned: Token loads of the pruned model [..., L, P].
         dense: Token loads of the same units in the dense model [..., L, P].
-        dense_site: Site loads of the same units in the dense model [..., L]; patches below 1 % of it count as 1 %.
+        dense_site: Site loads of the same units in the dense model [..., L]; patches below 1 % of
+            it count as 1 %.
 
     Returns:
         log2(pruned / dense) [..., L, P]; both floored, so that an empty patch is no evidence.

@@ -1,7 +1,7 @@
 """The manifest: what `checkpoints/` promises to everything that reads it.
 
-Nothing in the manifest is trusted until `verify_files` has re-hashed the files. Refusal is per variant; only an unknown
-schema version refuses the whole file. Writes are atomic.
+Nothing in the manifest is trusted until `verify_files` has re-hashed the files. Refusal is per
+variant; only an unknown schema version refuses the whole file. Writes are atomic.
 """
 
 from __future__ import annotations
@@ -49,15 +49,27 @@ METRICS: tuple[Metric, ...] = (
     Metric(name="num_images", unit="test images", better="neither"),
     Metric(name="burden", unit="load(pruned) / load(dense), same survivors", better="neither"),
     Metric(name="burden_null", unit="load(cut) / load(dense), same survivors", better="neither"),
-    Metric(name="selection", unit="mean squared load of survivors / of all units, dense", better="neither"),
-    Metric(name="takeover", unit="share of the removed output that survivors now write", better="neither"),
+    Metric(
+        name="selection",
+        unit="mean squared load of survivors / of all units, dense",
+        better="neither",
+    ),
+    Metric(
+        name="takeover",
+        unit="share of the removed output that survivors now write",
+        better="neither",
+    ),
     Metric(name="residual", unit="relative squared error of block outputs", better="lower"),
     Metric(name="cost", unit="residual + 0.25 (burden^2 - 1)+", better="lower"),
     Metric(name="stream", unit="rho(pruned) / rho(dense)", better="neither"),
     Metric(name="parity_logits", unit="largest |ONNX - torch|", better="lower"),
     Metric(name="parity_loads", unit="largest relative |ONNX - torch|", better="lower"),
     Metric(name="parity_images", unit="test images compared", better="neither"),
-    Metric(name="tie_share", unit="share of images merged differently by ONNX and torch", better="lower"),
+    Metric(
+        name="tie_share",
+        unit="share of images merged differently by ONNX and torch",
+        better="lower",
+    ),
 )
 
 
@@ -197,22 +209,34 @@ def _check(variant: Variant) -> None:
         and variant.id[0] not in ".-",
         "an id holds only letters, digits, '-', '_' and '.', and starts with a letter or digit",
     )
-    widths = [n for pair in zip(variant.arch.num_heads, variant.arch.hidden_features, strict=True) for n in pair]
+    widths = [
+        n
+        for pair in zip(variant.arch.num_heads, variant.arch.hidden_features, strict=True)
+        for n in pair
+    ]
     require(
         [len(s.kept) for s in variant.sites] == widths,
         f"sites keep {[len(s.kept) for s in variant.sites]} units, arch has {widths}",
     )
     for site in variant.sites:
         require(
-            list(site.kept) == sorted(set(site.kept)) and 0 <= min(site.kept) and max(site.kept) < site.total,
+            list(site.kept) == sorted(set(site.kept))
+            and min(site.kept) >= 0
+            and max(site.kept) < site.total,
             f"{site.name}: kept must be ascending, distinct indices below total {site.total}",
         )
     require(
-        variant.img_size == variant.patch_size * variant.grid[0] == variant.patch_size * variant.grid[1],
-        f"img_size {variant.img_size} is not patch_size {variant.patch_size} times grid {variant.grid}",
+        variant.img_size
+        == variant.patch_size * variant.grid[0]
+        == variant.patch_size * variant.grid[1],
+        f"img_size {variant.img_size} is not patch_size {variant.patch_size} times grid "
+        f"{variant.grid}",
     )
     require(len(variant.classes) >= 2, f"needs at least two classes, has {len(variant.classes)}")
-    require(variant.preprocessing.interpolation == "bicubic", "preprocessing.interpolation must be 'bicubic'")
+    require(
+        variant.preprocessing.interpolation == "bicubic",
+        "preprocessing.interpolation must be 'bicubic'",
+    )
 
 
 def variant_to_json(variant: Variant) -> dict[str, Any]:
@@ -231,17 +255,24 @@ def read_manifest(folder: Path) -> Manifest:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
-            f"{path} does not exist; train a variant with `python -m nbcore run shapes-quick --out {folder}`"
+            f"{path} does not exist; train a variant with `python -m nbcore run shapes-quick "
+            f"--out {folder}`"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
-        raise CheckpointError(f"{path} has schema_version {version!r}; this program reads {SCHEMA_VERSION}")
+        raise CheckpointError(
+            f"{path} has schema_version {version!r}; this program reads {SCHEMA_VERSION}"
+        )
     variants: list[Variant] = []
     refused: dict[str, str] = {}
     for position, entry in enumerate(data.get("variants", [])):
-        name = str(entry.get("id", f"entry {position}")) if isinstance(entry, dict) else f"entry {position}"
+        name = (
+            str(entry.get("id", f"entry {position}"))
+            if isinstance(entry, dict)
+            else f"entry {position}"
+        )
         try:
             variant = variant_from_json(entry)
             if any(v.id == variant.id for v in variants):
@@ -266,13 +297,15 @@ def register_variant(folder: Path, variant: Variant) -> None:
     """Add or replace one variant after its files were verified; dense bases come first.
 
     Raises:
-        CheckpointError: If a file is missing or differs, or other entries are unreadable (they would be lost).
+        CheckpointError: If a file is missing or differs, or other entries are unreadable (they
+            would be lost).
     """
     verify_files(folder, variant)
     old = read_manifest(folder) if (folder / MANIFEST).exists() else Manifest()
     if old.refused:
         raise CheckpointError(
-            f"{folder / MANIFEST} holds unreadable entries that a rewrite would lose: {dict(old.refused)}"
+            f"{folder / MANIFEST} holds unreadable entries that a rewrite would lose: "
+            f"{dict(old.refused)}"
         )
     if any(v.id == variant.id for v in old.variants):
         variants = tuple(variant if v.id == variant.id else v for v in old.variants)
@@ -285,27 +318,33 @@ def verify_files(folder: Path, variant: Variant) -> None:
     """Re-hash every file of a variant.
 
     Raises:
-        CheckpointError: On a path that leaves the folder, a missing file, or one whose bytes differ.
+        CheckpointError: On a path that leaves the folder, a missing file, or one whose bytes
+            differ.
     """
     for kind in ("onnx", "weights", "config", "history"):
         if kind not in variant.files:
             raise CheckpointError(
-                f"variant {variant.id}: no {kind} file; complete it with `python -m nbcore export {variant.id}`"
+                f"variant {variant.id}: no {kind} file; complete it with `python -m nbcore export "
+                f"{variant.id}`"
             )
     for entry in variant.files.values():
         path = resolve(folder, variant.id, entry)
         name = path.name
         if not path.is_file():
-            raise CheckpointError(f"variant {variant.id}: {entry.path} is missing; restore it or {_redo(variant)}")
+            raise CheckpointError(
+                f"variant {variant.id}: {entry.path} is missing; restore it or {_redo(variant)}"
+            )
         size = path.stat().st_size
         if size != entry.size_bytes:
             raise CheckpointError(
-                f"variant {variant.id}: {name} has {size} bytes, manifest says {entry.size_bytes}; {_redo(variant)}"
+                f"variant {variant.id}: {name} has {size} bytes, manifest says "
+                f"{entry.size_bytes}; {_redo(variant)}"
             )
         found = sha256_of(path)
         if found != entry.sha256:
             raise CheckpointError(
-                f"variant {variant.id}: {name} has sha256 {found[:12]}…, manifest says {entry.sha256[:12]}…; "
+                f"variant {variant.id}: {name} has sha256 {found[:12]}…, manifest says "
+                f"{entry.sha256[:12]}…; "
                 f"{_redo(variant)}"
             )
 
@@ -323,7 +362,9 @@ def resolve(folder: Path, variant_id: str, entry: FileEntry) -> Path:
     root = folder.resolve()
     path = (root / entry.path).resolve()
     if Path(entry.path).is_absolute() or not path.is_relative_to(root):
-        raise CheckpointError(f"variant {variant_id}: path {entry.path!r} leaves the checkpoint folder")
+        raise CheckpointError(
+            f"variant {variant_id}: path {entry.path!r} leaves the checkpoint folder"
+        )
     return path
 
 
@@ -355,20 +396,26 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise
 
 
-def with_files(variant: Variant, files: Mapping[str, FileEntry], metrics: Mapping[str, Any]) -> Variant:
+def with_files(
+    variant: Variant, files: Mapping[str, FileEntry], metrics: Mapping[str, Any]
+) -> Variant:
     """The same variant with further files and metrics."""
-    return replace(variant, files={**variant.files, **files}, metrics={**variant.metrics, **metrics})
+    return replace(
+        variant, files={**variant.files, **files}, metrics={**variant.metrics, **metrics}
+    )
 
 
 def load_weights(folder: Path, variant: Variant) -> dict[str, Tensor]:
-    """Tensors of `model.safetensors` in single precision, as `MeteredViT.load_state_dict` takes them."""
+    """Tensors of `model.safetensors` in single precision, as `MeteredViT.load_state_dict` takes
+    them."""
     path = resolve(folder, variant.id, variant.files["weights"])
     state = load_file(path)
     return {k: v.float() for k, v in state.items()}
 
 
 def load_model(folder: Path, variant: Variant) -> MeteredViT:
-    """Rebuild a variant in torch with its weights and calibration means, in evaluation mode on the CPU.
+    """Rebuild a variant in torch with its weights and calibration means, in evaluation mode on the
+    CPU.
 
     Raises:
         CheckpointError: If the weights do not fit the architecture of the manifest.
@@ -382,5 +429,7 @@ def load_model(folder: Path, variant: Variant) -> MeteredViT:
     try:
         metered.load_state_dict(load_weights(folder, variant))
     except RuntimeError as error:
-        raise CheckpointError(f"variant {variant.id}: weights do not fit the manifest's arch: {error}") from error
+        raise CheckpointError(
+            f"variant {variant.id}: weights do not fit the manifest's arch: {error}"
+        ) from error
     return metered.eval().requires_grad_(False)

@@ -15,8 +15,8 @@ from nbcore.vit import PrunableViT, build_model, fold_batchnorm
 def compact(model: PrunableViT, keep: Tensor) -> PrunableViT:
     """Remove the units that `keep` marks False.
 
-    Exact because gates sit on contributions: a unit with gate 0 adds nothing, so leaving its rows and columns out
-    changes nothing but the order of sums. A stem's BatchNorm is folded too.
+    Exact because gates sit on contributions: a unit with gate 0 adds nothing, so leaving its rows
+    and columns out changes nothing but the order of sums. A stem's BatchNorm is folded too.
 
     Args:
         model: Dense or masked model; left as it is.
@@ -57,7 +57,10 @@ def kept_units(model: PrunableViT, keep: Tensor) -> list[Tensor]:
     kept = [keep[site.units].nonzero()[:, 0] for site in model.sites]
     for site, units in zip(model.sites, kept, strict=True):
         if not len(units):
-            raise ValueError(f"{site.name} would keep none of its {site.num_units} {site.kind}; at least one must stay")
+            raise ValueError(
+                f"{site.name} would keep none of its {site.num_units} {site.kind}; at least one "
+                "must stay"
+            )
     return kept
 
 
@@ -69,6 +72,7 @@ def folded_state(model: PrunableViT) -> dict[str, Tensor]:
 
 
 def _owned(model: PrunableViT, site: int) -> list[tuple[str, int, Tensor]]:
-    """(name of the parameter in the state, dim, owner) of everything that belongs to a site's units."""
+    """(name of the parameter in the state, dim, owner) of everything that belongs to a site's
+    units."""
     names = {id(p): name for name, p in model.named_parameters()}
     return [(names[id(p)], dim, owner) for p, dim, owner in model.unit_parameters(site)]

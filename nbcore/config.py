@@ -37,7 +37,8 @@ class Arch:
     name: str
     """A timm VisionTransformer, e.g. "vit_tiny_patch16_224"."""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments that override timm's own for `name`: img_size, num_classes, depth, num_heads, ..."""
+    """Arguments that override timm's own for `name`: img_size, num_classes, depth, num_heads,
+    ..."""
     stem: str = "patch"
     """Patch embedding, a name from `nbcore.vit.STEMS`."""
     num_heads: tuple[int, ...]
@@ -155,7 +156,9 @@ class TrainConfig:
         _require(0 <= self.smoothing < 1, f"smoothing must lie in [0, 1), got {self.smoothing}")
         _require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), got {self.ema_decay}")
         low, high = self.crop_scale
-        _require(0 < low <= high <= 1, f"crop_scale must satisfy 0 < low <= high <= 1, got {low, high}")
+        _require(
+            0 < low <= high <= 1, f"crop_scale must satisfy 0 < low <= high <= 1, got {low, high}"
+        )
 
     @property
     def total_epochs(self) -> int:

@@ -1,4 +1,5 @@
-"""How good a model is: yields metrics, so that what is measured can grow without touching who measures."""
+"""How good a model is: yields metrics, so that what is measured can grow without touching who
+measures."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ Predict = Callable[[Tensor], Tensor]
 """uint8 images [B, 3, S, S] -> logits [B, K]."""
 
 
-def predict_logits(predict: Predict, images: Tensor, *, batch_size: int = 64, title: str | None = None) -> Tensor:
+def predict_logits(
+    predict: Predict, images: Tensor, *, batch_size: int = 64, title: str | None = None
+) -> Tensor:
     """Logits of all images [n, K] on the CPU; a progress bar if `title` is given."""
     batches = tqdm(images.split(batch_size), desc=title, unit="batch", disable=title is None)
     return torch.cat([predict(batch).float().cpu() for batch in batches])
@@ -53,8 +56,11 @@ def torch_predict(model: PrunableViT, device: torch.device) -> Predict:
     return predict
 
 
-def split_accuracy(model: PrunableViT, split: Split, device: torch.device, *, batch_size: int = 256) -> float:
-    """Share of a split that a model gets right, in evaluation mode; the model's mode is restored."""
+def split_accuracy(
+    model: PrunableViT, split: Split, device: torch.device, *, batch_size: int = 256
+) -> float:
+    """Share of a split that a model gets right, in evaluation mode; the model's mode is
+    restored."""
     training = model.training
     model.eval()
     logits = predict_logits(torch_predict(model, device), split.images, batch_size=batch_size)

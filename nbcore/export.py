@@ -1,8 +1,9 @@
 """Compact model -> ONNX file, re-run and compared with torch before it is kept.
 
-The graph is that of DESIGN: `image`, `unit_gate`, `unit_keep` in; `logits`, `unit_load`, `token_load`, `stream` and,
-for merging models, `token_group` out. Weights that half precision holds exactly are stored in half precision and cast
-back, which halves the file and changes no result.
+The graph is that of DESIGN: `image`, `unit_gate`, `unit_keep` in; `logits`, `unit_load`,
+`token_load`, `stream` and, for merging models, `token_group` out. Weights that half precision
+holds exactly are stored in half precision and cast back, which halves the file and changes no
+result.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class Parity:
     """Relative to the largest load of the same site and photo."""
     images: int
     tie_share: float | None
-    """Share of images whose patches the two match differently (compared given equal matches); None without merging."""
+    """Share of images whose patches the two match differently (compared given equal matches); None
+    without merging."""
 
     def check(self, name: str) -> None:
         """Raise ExportError if a difference is above the tolerance."""
@@ -66,7 +68,8 @@ def export(metered: MeteredViT, path: Path, images: Tensor, *, name: str) -> Par
     """Write a model as ONNX and compare it with torch; nothing is left at `path` if they differ.
 
     Args:
-        metered: Compact model with calibration means, weights already rounded (`round_to_half`), on the CPU.
+        metered: Compact model with calibration means, weights already rounded (`round_to_half`),
+            on the CPU.
         path: File to write.
         images: Photos to compare on, uint8 [n, 3, S, S].
         name: Id of the variant, stored in the file.
@@ -88,7 +91,8 @@ def export(metered: MeteredViT, path: Path, images: Tensor, *, name: str) -> Par
 
 @torch.no_grad()
 def round_to_half(metered: MeteredViT) -> None:
-    """Round all parameters of the model to half precision in place; means and buffers stay as they are.
+    """Round all parameters of the model to half precision in place; means and buffers stay as they
+    are.
 
     Raises:
         ValueError: If a weight does not fit half precision.
@@ -96,7 +100,9 @@ def round_to_half(metered: MeteredViT) -> None:
     for name, parameter in metered.model.named_parameters():
         rounded = parameter.half()
         if not torch.isfinite(rounded).all():
-            raise ValueError(f"{name} holds values beyond half precision (65504); train with less drift")
+            raise ValueError(
+                f"{name} holds values beyond half precision (65504); train with less drift"
+            )
         parameter.copy_(rounded)
 
 
@@ -163,12 +169,14 @@ def _add_default_gates(graph: onnx.ModelProto, num_units: int) -> None:
         graph.graph.initializer.append(
             numpy_helper.from_array(np.ones((1, num_units), dtype=np.float32), name)
         )
-    # Recorded shapes say that gates have the photos' batch size; ONNX Runtime would reuse buffers by that promise.
+    # Recorded shapes promise that gates have the photos' batch size, and ONNX Runtime would reuse
+    # buffers by that promise.
     del graph.graph.value_info[:]
 
 
 def _store_half(graph: onnx.ModelProto) -> None:
-    """Replace single-precision initialisers that half precision holds exactly by half ones and a Cast."""
+    """Replace single-precision initialisers that half precision holds exactly by half ones and a
+    Cast."""
     from onnx import TensorProto, helper, numpy_helper
 
     casts = []
@@ -198,7 +206,8 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
         import onnxruntime
     except ImportError as error:
         raise RuntimeError(
-            "onnxruntime is not installed here; run `python -m nbcore export ID` on a machine that has it"
+            "onnxruntime is not installed here; run `python -m nbcore export ID` on a machine "
+            "that has it"
         ) from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -254,5 +263,6 @@ def compare(session: onnxruntime.InferenceSession, metered: MeteredViT, images: 
 
 
 def _relative(found: Tensor, wanted: Tensor) -> float:
-    """Largest difference over the largest value of each row; single loads near zero are differences of large numbers."""
+    """Largest difference over the largest value of each row; single loads near zero are
+    differences of large numbers."""
     return ((found - wanted).abs().amax(-1) / wanted.abs().amax(-1)).max().item()

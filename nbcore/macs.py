@@ -1,7 +1,8 @@
 """Multiply-accumulate operations of a model, per unit and in all: what every budget counts.
 
-Counted: convolutions and linear layers, both products of attention, and the products of token merging. Not counted, as
-usual: norms, activations, softmax, additions. One image, at the model's full image size.
+Counted: convolutions and linear layers, both products of attention, and the products of token
+merging. Not counted, as usual: norms, activations, softmax, additions. One image, at the model's
+full image size.
 """
 
 from __future__ import annotations

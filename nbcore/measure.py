@@ -1,5 +1,6 @@
-"""Burden of a pruned model against its dense base, over many photos (METHODS: burden, null, selection, take-over,
-residual, cost). The arithmetic is `nbcore.burden`; this file only feeds it."""
+"""Burden of a pruned model against its dense base, over many photos (METHODS: burden, null,
+selection, take-over, residual, cost). The arithmetic is `nbcore.burden`; this file only feeds
+it."""
 
 from __future__ import annotations
 
@@ -40,9 +41,11 @@ class _Sums:
         self.count += len(unit_load)
 
     def pooled(self, sizes: Sequence[int]) -> PooledLoads:
-        assert self.power is not None and self.stream is not None
+        assert self.power is not None
+        assert self.stream is not None
         return PooledLoads(
-            power=tuple((self.power / self.count).split(list(sizes))), stream=self.stream / self.count
+            power=tuple((self.power / self.count).split(list(sizes))),
+            stream=self.stream / self.count,
         )
 
 
@@ -57,12 +60,17 @@ class _Outputs:
 
 @torch.no_grad()
 def measure_burden(
-    dense: MeteredViT, pruned: MeteredViT, kept: Sequence[Tensor], images: Tensor, *, batch_size: int = 32
+    dense: MeteredViT,
+    pruned: MeteredViT,
+    kept: Sequence[Tensor],
+    images: Tensor,
+    *,
+    batch_size: int = 32,
 ) -> BurdenReport:
     """Compare a compact model with the dense model it was pruned from.
 
-    The cut model (dense weights, survivors only) is centred by the dense model's means, as when the page prunes the
-    dense graph live.
+    The cut model (dense weights, survivors only) is centred by the dense model's means, as when
+    the page prunes the dense graph live.
 
     Args:
         dense: Dense base with calibration means.
@@ -74,14 +82,18 @@ def measure_burden(
     device = dense.model.mean.device
     kept = [units.to(device) for units in kept]
     survives = torch.zeros(dense.model.num_units, device=device)
-    for site, units in zip(dense.model.sites, kept, strict=True):
-        survives[site.start + units] = 1
+    for spec, units in zip(dense.model.sites, kept, strict=True):
+        survives[spec.start + units] = 1
     sums = {name: _Sums() for name in ("dense", "cut", "pruned")}
     taken = torch.zeros(len(kept), 2, dtype=torch.float64, device=device)
     missed = torch.zeros(len(kept) // 2, 2, dtype=torch.float64, device=device)
     for batch in tqdm(images.split(batch_size), desc="measure burden", unit="batch"):
         x = batch.to(device).float() / 255
-        for name, model, gate in (("dense", dense, None), ("cut", dense, survives[None]), ("pruned", pruned, None)):
+        for name, model, gate in (
+            ("dense", dense, None),
+            ("cut", dense, survives[None]),
+            ("pruned", pruned, None),
+        ):
             _, unit_load, _, stream, *_ = model(x, gate)
             sums[name].add(unit_load, stream, _site_of_unit(model.model))
         before, after = _outputs(dense, kept, x), _outputs(pruned, None, x)
@@ -165,17 +177,26 @@ def _spread(values: Tensor, tokens: Tokens) -> Tensor:
     return torch.gather(values, 1, tokens.group[..., None].expand(-1, -1, values.shape[-1]))
 
 
-def mean_over_sites(report: BurdenReport, dense: PrunableViT, kept: Sequence[Tensor]) -> dict[str, float | None]:
+def mean_over_sites(
+    report: BurdenReport, dense: PrunableViT, kept: Sequence[Tensor]
+) -> dict[str, float | None]:
     """One number per quantity: site values averaged by the MACs removed at the site.
 
     Sites where a value is undefined are left out; None where it is undefined everywhere.
     """
     costs = macs_of(dense).per_unit
-    gone = [cost * (site.num_units - len(units)) for cost, site, units in zip(costs, dense.sites, kept, strict=True)]
+    gone = [
+        cost * (site.num_units - len(units))
+        for cost, site, units in zip(costs, dense.sites, kept, strict=True)
+    ]
     names = ("burden", "burden_null", "selection", "takeover", "residual", "cost", "stream")
     means: dict[str, float | None] = {}
     for name in names:
-        pairs = [(v, w) for v, w in zip(getattr(report, name), gone, strict=True) if v is not None and w > 0]
+        pairs = [
+            (v, w)
+            for v, w in zip(getattr(report, name), gone, strict=True)
+            if v is not None and w > 0
+        ]
         total = sum(w for _, w in pairs)
         means[name] = sum(v * w for v, w in pairs) / total if total else None
     return means

@@ -1,8 +1,8 @@
 """The whole story of one variant: data, train, prune, measure, compact, export, register.
 
-A run has two stages. `trained` leaves weights, history and measurements; `exported` adds the ONNX graph and what is
-measured through it, and only then does the manifest name the variant. A host without onnxruntime stops after the
-first; `export_variant` completes it anywhere.
+A run has two stages. `trained` leaves weights, history and measurements; `exported` adds the ONNX
+graph and what is measured through it, and only then does the manifest name the variant. A host
+without onnxruntime stops after the first; `export_variant` completes it anywhere.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ PARITY_IMAGES = 256
 logger = logging.getLogger(__name__)
 
 
-def run_variant(config: RunConfig, out: Path, data_dir: Path | None, device: torch.device, *, command: str) -> str:
+def run_variant(
+    config: RunConfig, out: Path, data_dir: Path | None, device: torch.device, *, command: str
+) -> str:
     """Bring one variant as far as this host can; what is done already is not done again.
 
     Args:
@@ -80,7 +82,8 @@ def run_variant(config: RunConfig, out: Path, data_dir: Path | None, device: tor
 
 
 def export_variant(variant_id: str, out: Path, data: Dataset) -> Variant:
-    """Complete a trained variant: ONNX graph, parity, accuracy through ONNX Runtime, manifest entry.
+    """Complete a trained variant: ONNX graph, parity, accuracy through ONNX Runtime, manifest
+    entry.
 
     Args:
         variant_id: Folder below `out` that holds `variant.json`.
@@ -105,7 +108,9 @@ def export_variant(variant_id: str, out: Path, data: Dataset) -> Variant:
     return variant
 
 
-def measure_variant(variant_id: str, out: Path, data: Dataset, *, num_images: int = 1024) -> BurdenReport:
+def measure_variant(
+    variant_id: str, out: Path, data: Dataset, *, num_images: int = 1024
+) -> BurdenReport:
     """Measure the burden of a pruned variant again and record it.
 
     Raises:
@@ -113,7 +118,9 @@ def measure_variant(variant_id: str, out: Path, data: Dataset, *, num_images: in
     """
     variant = read_trained(out, variant_id)
     if variant.base is None:
-        raise CheckpointError(f"{variant_id} is dense; burden compares a pruned variant with its dense base")
+        raise CheckpointError(
+            f"{variant_id} is dense; burden compares a pruned variant with its dense base"
+        )
     dense = checkpoint.load_model(out, read_trained(out, variant.base))
     kept = [torch.tensor(site.kept) for site in variant.sites]
     images = spread(data.test, num_images).images
@@ -132,7 +139,9 @@ def onnx_accuracy(path: Path, split: Split, *, title: str) -> dict[str, Any]:
     """Metrics of an exported file on a split."""
     session = open_session(path)
     logits = predict_logits(
-        lambda images: torch.from_numpy(session.run(["logits"], {"image": as_input(images).numpy()})[0]),
+        lambda images: torch.from_numpy(
+            session.run(["logits"], {"image": as_input(images).numpy()})[0]
+        ),
         split.images,
         batch_size=32,
         title=title,
@@ -145,7 +154,9 @@ def spread(split: Split, limit: int) -> Split:
     count = min(limit, len(split.names))
     picks = torch.linspace(0, len(split.names) - 1, count).round().long()
     return Split(
-        images=split.images[picks], targets=split.targets[picks], names=tuple(split.names[i] for i in picks.tolist())
+        images=split.images[picks],
+        targets=split.targets[picks],
+        names=tuple(split.names[i] for i in picks.tolist()),
     )
 
 
@@ -157,7 +168,9 @@ def read_trained(out: Path, variant_id: str) -> Variant:
     """
     path = out / variant_id / checkpoint.VARIANT
     if not path.is_file():
-        known = ", ".join(sorted(p.parent.name for p in out.glob(f"*/{checkpoint.VARIANT}"))) or "none"
+        known = (
+            ", ".join(sorted(p.parent.name for p in out.glob(f"*/{checkpoint.VARIANT}"))) or "none"
+        )
         raise CheckpointError(f"no trained variant {variant_id!r} in {out}; available: {known}")
     return checkpoint.variant_from_json(json.loads(path.read_text(encoding="utf-8")))
 
@@ -225,10 +238,23 @@ def _train(
 ) -> tuple[PrunableViT, TrainResult, list[Tensor]]:
     """Train and compact; returns the compact model, the record, and the survivors of each site."""
     torch.manual_seed(config.seed)
-    options: dict[str, Any] = {"seed": config.seed, "device": device, "state_path": state_path, "title": config.id}
+    options: dict[str, Any] = {
+        "seed": config.seed,
+        "device": device,
+        "state_path": state_path,
+        "title": config.id,
+    }
     if dense is None or config.prune is None:
-        model = create_dense(config.model, img_size=config.data.img_size, num_classes=len(data.classes))
-        result = train(model.to(device), data, config.train, mitigation=create_mitigation("none", {}), **options)
+        model = create_dense(
+            config.model, img_size=config.data.img_size, num_classes=len(data.classes)
+        )
+        result = train(
+            model.to(device),
+            data,
+            config.train,
+            mitigation=create_mitigation("none", {}),
+            **options,
+        )
     else:
         prune = config.prune
         mitigation = create_mitigation(prune.mitigation, prune.mitigation_options)
@@ -239,11 +265,19 @@ def _train(
             macs=macs_of(model),
             dense_macs=dense[0].macs,
             macs_ratio=prune.macs_ratio,
-            steps=removal_steps(per_epoch * config.train.total_epochs, prune.start, prune.end, prune.updates),
+            steps=removal_steps(
+                per_epoch * config.train.total_epochs, prune.start, prune.end, prune.updates
+            ),
         )
         pruner = PRUNERS[prune.pruner](model, budget, torch.Generator().manual_seed(config.seed))
         result = train(
-            model, data, config.train, mitigation=mitigation, pruner=pruner, dense_macs=budget.dense_macs, **options
+            model,
+            data,
+            config.train,
+            mitigation=mitigation,
+            pruner=pruner,
+            dense_macs=budget.dense_macs,
+            **options,
         )
     kept = [units.cpu() for units in kept_units(result.model, result.keep)]
     return compact(result.model, result.keep), result, kept
@@ -260,19 +294,26 @@ def _write_trained(
     device: torch.device,
     command: str,
 ) -> Variant:
-    """Round, calibrate, measure, and leave everything of stage `trained` in the variant's folder."""
+    """Round, calibrate, measure, and leave everything of stage `trained` in the variant's
+    folder."""
     folder = out / config.id
     metered = MeteredViT(model, [torch.zeros(()) for _ in model.sites])
     round_to_half(metered)
     training = spread(data.train, config.calibration_images).images
-    metered = MeteredViT(model, calibrate(model, (b.to(device).float() / 255 for b in training.split(64))))
+    metered = MeteredViT(
+        model, calibrate(model, (b.to(device).float() / 255 for b in training.split(64)))
+    )
     metered = metered.to(device).eval().requires_grad_(False)
-    logits = predict_logits(torch_predict(model, device), data.test.images, title=f"{config.id}: test")
+    logits = predict_logits(
+        torch_predict(model, device), data.test.images, title=f"{config.id}: test"
+    )
     metrics: dict[str, Any] = dict(evaluate(logits, data.test.targets))
     record = _run_record(config)
     files: dict[str, str | bytes] = {
         "model.safetensors": save(_stored_state(metered)),
-        "config.json": json.dumps({"run": record, "commit": source_commit(), "versions": library_versions()}, indent=1),
+        "config.json": json.dumps(
+            {"run": record, "commit": source_commit(), "versions": library_versions()}, indent=1
+        ),
         "history.jsonl": "".join(json.dumps(line) + "\n" for line in result.history),
     }
     if dense is not None:
@@ -286,7 +327,9 @@ def _write_trained(
     kinds = {"weights": "model.safetensors", "config": "config.json", "history": "history.jsonl"}
     if dense is not None:
         kinds["burden"] = "burden.json"
-    variant = replace(variant, files={kind: file_entry(out, folder / name) for kind, name in kinds.items()})
+    variant = replace(
+        variant, files={kind: file_entry(out, folder / name) for kind, name in kinds.items()}
+    )
     _write_entry(out, variant)
     return variant
 

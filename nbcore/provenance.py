@@ -25,7 +25,8 @@ def library_versions() -> dict[str, str]:
 
 
 def source_commit() -> str:
-    """Commit of the running source: NBCORE_COMMIT if set (hosts that hold a copy without git), else git's HEAD.
+    """Commit of the running source: NBCORE_COMMIT if set (hosts that hold a copy without git),
+    else git's HEAD.
 
     A checkout with changed files is marked "+changes"; "unknown" without git.
     """

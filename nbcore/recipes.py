@@ -1,7 +1,8 @@
-"""Named, complete run configurations: a recipe gives the variants of one comparison, the dense one first.
+"""Named, complete run configurations: a recipe gives the variants of one comparison, the dense one
+first.
 
-Each docstring tells the command, what it took, and what to expect. Variants of a recipe differ in the lines that are
-written here and in nothing else.
+Each docstring tells the command, what it took, and what to expect. Variants of a recipe differ in
+the lines that are written here and in nothing else.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def shapes_quick() -> tuple[RunConfig, ...]:
 
     Command: python -m nbcore run shapes-quick --out DIR
     Time: under 2 minutes on 2 CPU cores.
-    Expected: five classes of generated shapes, dense top-1 above 0.8, half the MACs within a few points of it.
+    Expected: five classes of generated shapes, dense top-1 above 0.8, half the MACs within a few
+    points of it.
     """
     dense = RunConfig(
         id="shapes-vit-mini-dense",
@@ -77,9 +79,14 @@ def shapes_quick() -> tuple[RunConfig, ...]:
 
 
 def photo_recipe(
-    dense: RunConfig, train: TrainConfig, hosts: tuple[str, ...], ratios: tuple[float, ...], merging: dict
+    dense: RunConfig,
+    train: TrainConfig,
+    hosts: tuple[str, ...],
+    ratios: tuple[float, ...],
+    merging: dict,
 ) -> tuple[RunConfig, ...]:
-    """A dense model and, for each host and budget, `none`, `token_merging` and `handoff` at equal epochs."""
+    """A dense model and, for each host and budget, `none`, `token_merging` and `handoff` at equal
+    epochs."""
     runs = [dense]
     for host in hosts:
         for ratio in ratios:
@@ -89,7 +96,11 @@ def photo_recipe(
                 pruned(
                     dense,
                     train,
-                    replace(plain, mitigation="token_merging", mitigation_options={"token_merging": merging}),
+                    replace(
+                        plain,
+                        mitigation="token_merging",
+                        mitigation_options={"token_merging": merging},
+                    ),
                 ),
                 pruned(dense, train, replace(plain, mitigation="handoff")),
             ]
@@ -98,7 +109,8 @@ def photo_recipe(
 
 @RECIPES.register("imagenette-vit-tiny")
 def imagenette_vit_tiny() -> tuple[RunConfig, ...]:
-    """The shipped variants: ViT-Tiny with six heads of width 32 and a convolutional stem, from random initialisation.
+    """The shipped variants: ViT-Tiny with six heads of width 32 and a convolutional stem, from
+    random initialisation.
 
     Command: python -m nbcore run imagenette-vit-tiny --data DIR
     """
@@ -141,7 +153,8 @@ def folder_vit_tiny() -> tuple[RunConfig, ...]:
     """The same model and arms for a folder of your own photos (`DIR/train/<class>/...`).
 
     Command: python -m nbcore run folder-vit-tiny --data DIR
-    Expected: depends on the photos; a few thousand per class are enough to start from random weights.
+    Expected: depends on the photos; a few thousand per class are enough to start from random
+    weights.
     """
     template = imagenette_vit_tiny()
     dense = replace(
@@ -152,7 +165,9 @@ def folder_vit_tiny() -> tuple[RunConfig, ...]:
     return photo_recipe(dense, template[1].train, ("taylor",), (0.5,), {"block": 4, "r": 64})
 
 
-def _four_layer(dataset: str, img_size: int, patch_size: int, jitter: float, flip: bool) -> tuple[RunConfig, ...]:
+def _four_layer(
+    dataset: str, img_size: int, patch_size: int, jitter: float, flip: bool
+) -> tuple[RunConfig, ...]:
     dense = RunConfig(
         id=f"{dataset}-four-layer-dense",
         data=DataConfig(dataset=dataset, img_size=img_size),

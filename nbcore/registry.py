@@ -1,4 +1,5 @@
-"""Name -> implementation, the one table type behind every menu of the command line, the page and the API."""
+"""Name -> implementation, the one table type behind every menu of the command line, the page and
+the API."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """A table of implementations that refuses name clashes and answers a wrong name with the right ones."""
+    """A table of implementations that refuses name clashes and answers a wrong name with the right
+    ones."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -19,7 +21,8 @@ class Registry(Mapping[str, T], Generic[T]):
         """Decorator that adds its object under `name`.
 
         Raises:
-            ValueError: If the name is taken: silently replacing an entry would change what a recipe means.
+            ValueError: If the name is taken: silently replacing an entry would change what a
+                recipe means.
         """
 
         def add(entry: T) -> T:

@@ -1,7 +1,7 @@
 """The training loop. It knows pruner and mitigation only through their protocols.
 
-Everything that a step depends on is in `_State`, which is written to disk as training goes on: a stopped run continues
-as if nothing had happened (bit for bit on a CPU).
+Everything that a step depends on is in `_State`, which is written to disk as training goes on: a
+stopped run continues as if nothing had happened (bit for bit on a CPU).
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class TrainResult:
     keep: Tensor
     """Units that were kept [U]."""
     history: list[dict[str, Any]]
-    """One record per epoch: step, epoch, loss, lr, macs_ratio, loads per site, and top-1 on the validation split."""
+    """One record per epoch: step, epoch, loss, lr, macs_ratio, loads per site, and top-1 on the
+    validation split."""
 
 
 @dataclass(kw_only=True)
@@ -65,7 +66,8 @@ class _State:
     skipped: Tensor
     """Steps of this epoch that were left out because gradients were not finite."""
     masks: list[tuple[nn.Parameter, Tensor]] = field(default_factory=list)
-    """Parameters of pruned sites with ones where the unit is kept; empty while nothing is removed."""
+    """Parameters of pruned sites with ones where the unit is kept; empty while nothing is
+    removed."""
     epoch: int = 0
     step: int = 0
     ema_step: int = 0
@@ -138,7 +140,8 @@ def train(
         mitigation: Use `NoMitigation()` for none.
         pruner: Host, or None for dense training.
         dense_macs: MACs that count as 1.0 in the history; the model's own if None.
-        state_path: Where the resumable state lives; None keeps none. Deleted by the caller when all is safe.
+        state_path: Where the resumable state lives; None keeps none. Deleted by the caller when
+            all is safe.
         compile_model: Whether to use torch.compile; default on CUDA only.
         title: Shown beside the progress bar.
     """
@@ -150,7 +153,9 @@ def train(
 
     def calibration_batches() -> list[Tensor]:
         side = config.epochs[-1][0]
-        chosen = torch.randperm(len(train_images), generator=state.statistics_generator, device=device)
+        chosen = torch.randperm(
+            len(train_images), generator=state.statistics_generator, device=device
+        )
         picks = chosen[: STATISTICS_BATCHES * batch_size].split(batch_size)
         return [augment(train_images[p], side, config, state.statistics_generator) for p in picks]
 
@@ -182,7 +187,8 @@ def train(
             state.skipped.zero_()
             if skipped > max(1, per_epoch // 10):
                 raise RuntimeError(
-                    f"{title}: gradients of {skipped} of {per_epoch} steps in epoch {state.epoch} were not finite; "
+                    f"{title}: gradients of {skipped} of {per_epoch} steps in epoch {state.epoch} "
+                    "were not finite; "
                     f"lower `lr` (now {config.lr})"
                 )
             mean_loss = loss.item() / (per_epoch - skipped)
@@ -210,7 +216,9 @@ def _new_state(
 ) -> _State:
     torch.manual_seed(seed)
     groups = param_groups_weight_decay(
-        model, config.weight_decay, no_weight_decay_list=[f"vit.{n}" for n in model.vit.no_weight_decay()]
+        model,
+        config.weight_decay,
+        no_weight_decay_list=[f"vit.{n}" for n in model.vit.no_weight_decay()],
     )
     optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=device.type == "cuda")
     ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
@@ -250,14 +258,19 @@ def _step(
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         logits = forward(images, gate)
     loss = F.cross_entropy(logits.float(), soft)
-    terms = [state.mitigation.loss_term(images, logits), state.pruner.loss_term() if state.pruner else None]
+    terms = [
+        state.mitigation.loss_term(images, logits),
+        state.pruner.loss_term() if state.pruner else None,
+    ]
     full = loss + sum(term for term in terms if term is not None)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(state.step, total, per_epoch, config)
     state.optimizer.zero_grad(set_to_none=True)
     full.backward()
     if state.pruner is not None:
-        state.pruner.after_backward(None if gate is None or gate.grad is None else gate.grad * len(images))
+        state.pruner.after_backward(
+            None if gate is None or gate.grad is None else gate.grad * len(images)
+        )
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad)
     broken = ~torch.isfinite(norm)
     _optimizer_step(state.optimizer, broken)
@@ -275,7 +288,8 @@ def _step(
 
 
 def _optimizer_step(optimizer: torch.optim.Optimizer, broken: Tensor) -> None:
-    """Step unless gradients are not finite; on CUDA the fused optimiser decides without waiting for the device."""
+    """Step unless gradients are not finite; on CUDA the fused optimiser decides without waiting
+    for the device."""
     if broken.device.type == "cuda":
         # The interface through which torch.amp.GradScaler tells fused optimisers to skip.
         optimizer.grad_scale, optimizer.found_inf = None, broken.float()  # type: ignore[attr-defined]
@@ -290,7 +304,9 @@ def learning_rate(step: int, total: int, per_epoch: int, config: TrainConfig) ->
     if step < warmup:
         return config.lr * (step + 1) / warmup
     progress = (step - warmup) / max(1, total - 1 - warmup)
-    return config.final_lr + (config.lr - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+    return config.final_lr + (config.lr - config.final_lr) * 0.5 * (
+        1 + math.cos(math.pi * progress)
+    )
 
 
 @torch.no_grad()
@@ -322,7 +338,9 @@ def _set_keep(state: _State, keep: Tensor) -> None:
         kept = keep[site.units].float()
         for parameter, dim, owner in state.model.unit_parameters(index):
             mask = kept[owner]
-            state.masks.append((parameter, mask if parameter.ndim == 1 else mask.unsqueeze(1 - dim)))
+            state.masks.append(
+                (parameter, mask if parameter.ndim == 1 else mask.unsqueeze(1 - dim))
+            )
     _zero_removed(state)
     for model in (state.model, state.ema.module if state.ema else None):
         if model is not None:

@@ -1,9 +1,10 @@
-"""What is added to a host to relieve pruning: the protocol, its events, and composition with "+"."""
+"""What is added to a host to relieve pruning: the protocol, its events, and composition with
+"+"."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,18 +20,21 @@ Batches = Callable[[], Sequence[Tensor]]
 class Mitigation:
     """A mitigation that does nothing; subclasses override what they need.
 
-    Each method names the moment at which the training loop calls it, so any mitigation works with any host.
+    Each method names the moment at which the training loop calls it, so any mitigation works with
+    any host.
     """
 
     def merge(self) -> Merge | None:
-        """Token merging that becomes part of the model, or None. Called before the model is built."""
+        """Token merging that becomes part of the model, or None. Called before the model is
+        built."""
         return None
 
     def attach(self, model: PrunableViT, batches: Batches) -> None:
         """Called once, before the first step."""
 
     def on_keep_changing(self) -> None:
-        """Called once per change of masks, before any site is touched: the place to take statistics."""
+        """Called once per change of masks, before any site is touched: the place to take
+        statistics."""
 
     def on_keep_changed(self, site: int, lost: Tensor, regained: Tensor, kept: Tensor) -> None:
         """Called for every site whose mask changes, before the lost units' weights are set to zero.
@@ -56,11 +60,7 @@ class Mitigation:
         pass
 
 
-class MitigationFactory(Protocol):
-    def __call__(self, **options: Any) -> Mitigation: ...
-
-
-MITIGATIONS: Registry[MitigationFactory] = Registry("mitigation")
+MITIGATIONS: Registry[Callable[..., Mitigation]] = Registry("mitigation")
 
 
 class Composition(Mitigation):
@@ -88,7 +88,9 @@ class Composition(Mitigation):
             part.on_keep_changed(site, lost, regained, kept)
 
     def loss_term(self, images: Tensor, logits: Tensor) -> Tensor | None:
-        terms = [term for part in self.parts if (term := part.loss_term(images, logits)) is not None]
+        terms = [
+            term for part in self.parts if (term := part.loss_term(images, logits)) is not None
+        ]
         return torch.stack(terms).sum() if terms else None
 
     def after_step(self, step: int) -> None:
@@ -118,6 +120,8 @@ def create_mitigation(name: str, options: Mapping[str, Mapping[str, Any]]) -> Mi
         raise ValueError(f"mitigation {name!r} names a part twice")
     unused = set(options) - set(parts)
     if unused:
-        raise ValueError(f"mitigation {name!r} got options for {sorted(unused)}, which it does not use")
+        raise ValueError(
+            f"mitigation {name!r} got options for {sorted(unused)}, which it does not use"
+        )
     built = [MITIGATIONS[part](**options.get(part, {})) for part in parts]
     return built[0] if len(built) == 1 else Composition(built)

@@ -4,12 +4,14 @@ When units P leave a site and S stay, P's contribution is predicted linearly fro
 
     T = C_PS (C_SS + lambda I)^-1,   W_S <- W_S + W_P T,   b <- b + W_P (mu_P - T mu_S)
 
-with covariances C and means mu of the contributions (activations before fc2; head outputs before proj). The change of
-the site's output is then the least-squares smallest. The equations are ours; relatives: OBC (Frantar & Alistarh,
-arXiv:2208.11580) and FLAP (An et al., arXiv:2312.11983).
+with covariances C and means mu of the contributions (activations before fc2; head outputs before
+proj). The change of the site's output is then the least-squares smallest. The equations are ours;
+relatives: OBC (Frantar & Alistarh, arXiv:2208.11580) and FLAP (An et al., arXiv:2312.11983).
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +22,8 @@ from nbcore.vit import PrunableViT, Tokens
 
 @MITIGATIONS.register("handoff")
 class Handoff(Mitigation):
-    """Statistics are taken afresh at every change of masks, over all tokens of a few training batches."""
+    """Statistics are taken afresh at every change of masks, over all tokens of a few training
+    batches."""
 
     def __init__(self, *, ridge: float = 1e-2) -> None:
         if ridge <= 0:
@@ -37,7 +40,10 @@ class Handoff(Mitigation):
     @torch.no_grad()
     def on_keep_changed(self, site: int, lost: Tensor, regained: Tensor, kept: Tensor) -> None:
         if len(regained):
-            raise ValueError("handoff cannot be combined with a method that lets units return: it would be done twice")
+            raise ValueError(
+                "handoff cannot be combined with a method that lets units return: it would be "
+                "done twice"
+            )
         if not len(lost):
             return
         heads = self.model.sites[site].kind == "heads"
@@ -77,8 +83,11 @@ def handoff_matrix(covariance: Tensor, lost: Tensor, kept: Tensor, ridge: float)
 
 
 @torch.no_grad()
-def contribution_statistics(model: PrunableViT, batches: list[Tensor] | tuple[Tensor, ...]) -> tuple[list, list]:
-    """Means and covariances of every site's contributions over images and tokens, in double precision.
+def contribution_statistics(
+    model: PrunableViT, batches: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Means and covariances of every site's contributions over images and tokens, in double
+    precision.
 
     Args:
         model: Used in evaluation mode; its mode is restored.
@@ -105,5 +114,7 @@ def contribution_statistics(model: PrunableViT, batches: list[Tensor] | tuple[Te
         model(images, tap=tap)
     model.train(training)
     means = [sums[site] / counts[site] for site in range(len(model.sites))]
-    covariances = [squares[s] / counts[s] - torch.outer(means[s], means[s]) for s in range(len(model.sites))]
+    covariances = [
+        squares[s] / counts[s] - torch.outer(means[s], means[s]) for s in range(len(model.sites))
+    ]
     return means, covariances

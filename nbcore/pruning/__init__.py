@@ -3,4 +3,13 @@
 from nbcore.pruning import magnitude, random, taylor
 from nbcore.pruning.base import PRUNERS, Budget, Pruner, allocate, removal_steps
 
-__all__ = ["PRUNERS", "Budget", "Pruner", "allocate", "magnitude", "random", "removal_steps", "taylor"]
+__all__ = [
+    "PRUNERS",
+    "Budget",
+    "Pruner",
+    "allocate",
+    "magnitude",
+    "random",
+    "removal_steps",
+    "taylor",
+]

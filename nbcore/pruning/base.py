@@ -1,4 +1,5 @@
-"""What every pruning-during-training method shares: the protocol, keep masks and the budget in MACs."""
+"""What every pruning-during-training method shares: the protocol, keep masks and the budget in
+MACs."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ class Pruner(Protocol):
     """A host: decides during training which units are kept."""
 
     wants_unit_gradients: bool
-    """True if `after_backward` needs the gradient of the loss with respect to every image's gates."""
+    """True if `after_backward` needs the gradient of the loss with respect to every image's
+    gates."""
 
     def loss_term(self) -> Tensor | None:
         """Addition to the loss of this step, or None."""
@@ -34,7 +36,8 @@ class Pruner(Protocol):
         """
 
     def after_step(self, step: int) -> Tensor | None:
-        """New keep mask [U] after optimiser step `step` (counted from 1), or None if nothing changes."""
+        """New keep mask [U] after optimiser step `step` (counted from 1), or None if nothing
+        changes."""
 
     def finalize(self) -> Tensor:
         """The final keep mask [U]; meets the budget."""
@@ -45,7 +48,9 @@ class Pruner(Protocol):
 
 
 class PrunerFactory(Protocol):
-    def __call__(self, model: PrunableViT, budget: Budget, generator: torch.Generator) -> Pruner: ...
+    def __call__(
+        self, model: PrunableViT, budget: Budget, generator: torch.Generator
+    ) -> Pruner: ...
 
 
 PRUNERS: Registry[PrunerFactory] = Registry("pruner")
@@ -62,13 +67,14 @@ class Budget:
     macs_ratio: float
     """Target share of `dense_macs`."""
     steps: tuple[int, ...]
-    """Optimiser steps after which units are removed, ascending; the budget is met after the last."""
+    """Optimiser steps after which units are removed, ascending; the budget is met after the
+    last."""
 
     def at(self, step: int, num_units: Sequence[int]) -> int | None:
         """MACs allowed after `step`, or None if nothing is removed at this step.
 
-        The share kept falls from that of the whole model to `macs_ratio` along the cubic of Zhu & Gupta
-        (arXiv:1710.01878): r(t) = r_f + (r_0 - r_f)(1 - t)^3.
+        The share kept falls from that of the whole model to `macs_ratio` along the cubic of Zhu &
+        Gupta (arXiv:1710.01878): r(t) = r_f + (r_0 - r_f)(1 - t)^3.
         """
         if step not in self.steps:
             return None
@@ -79,25 +85,31 @@ class Budget:
 
 
 def removal_steps(total_steps: int, start: float, end: float, updates: int) -> tuple[int, ...]:
-    """Evenly spaced steps of removal between two shares of the training, distinct, the last at `end`.
+    """Evenly spaced steps of removal between two shares of the training, distinct, the last at
+    `end`.
 
     Raises:
         ValueError: If the interval holds no step.
     """
     first, last = int(start * total_steps), int(end * total_steps)
     if last <= first:
-        raise ValueError(f"{total_steps} steps leave no step between start={start} and end={end} of the training")
+        raise ValueError(
+            f"{total_steps} steps leave no step between start={start} and end={end} of the training"
+        )
     span = last - first
     updates = min(updates, span)
     return tuple(first + (span * (i + 1)) // updates for i in range(updates))
 
 
-def allocate(scores: Tensor, alive: Tensor, sites: Sequence[Site], macs: MacsModel, budget: int) -> Tensor:
+def allocate(
+    scores: Tensor, alive: Tensor, sites: Sequence[Site], macs: MacsModel, budget: int
+) -> Tensor:
     """The best units that fit a budget.
 
-    Heads and neurons keep about equal shares; units are ranked within their kind, across layers. Every site keeps
-    at least one head or eight neurons. Neurons go in groups of eight (a site's best eight, next eight, ...), ranked by
-    mean score; groups that no longer fit are skipped, so what is left of the budget is less than one group.
+    Heads and neurons keep about equal shares; units are ranked within their kind, across layers.
+    Every site keeps at least one head or eight neurons. Neurons go in groups of eight (a site's
+    best eight, next eight, ...), ranked by mean score; groups that no longer fit are skipped, so
+    what is left of the budget is less than one group.
 
     Args:
         scores: Importance of every unit, larger is better [U].
@@ -123,7 +135,8 @@ def allocate(scores: Tensor, alive: Tensor, sites: Sequence[Site], macs: MacsMod
         spent += cost * len(reserved)
     if spent > budget:
         raise ValueError(
-            f"a budget of {budget} MACs is below the smallest model: one head and eight neurons a site need {spent}"
+            f"a budget of {budget} MACs is below the smallest model: one head and eight neurons a "
+            f"site need {spent}"
         )
     all_units = sum(cost * len(order[s.name]) for s, cost in zip(sites, macs.per_unit, strict=True))
     share = min(1.0, (budget - macs.fixed) / all_units)
@@ -146,7 +159,12 @@ def _ranked(scores: Tensor, alive: Tensor, site: Site) -> Tensor:
 
 
 def _candidates(
-    sites: Sequence[Site], macs: MacsModel, order: dict[str, Tensor], scores: Tensor, kind: str, group: int
+    sites: Sequence[Site],
+    macs: MacsModel,
+    order: dict[str, Tensor],
+    scores: Tensor,
+    kind: str,
+    group: int,
 ) -> list[tuple[Tensor, int]]:
     """(units, MACs) of everything beyond the reserved units of a kind, best first."""
     found: list[tuple[float, int, Tensor, int]] = []
@@ -169,7 +187,8 @@ def _take(candidates: list[tuple[Tensor, int]], keep: Tensor, spent: int, budget
 
 
 class ScheduledPruner:
-    """Hosts that score units and remove the worst on the cubic schedule; subclasses give `scores`."""
+    """Hosts that score units and remove the worst on the cubic schedule; subclasses give
+    `scores`."""
 
     wants_unit_gradients = False
 
@@ -201,8 +220,10 @@ class ScheduledPruner:
         spent = self.budget.macs.total([int(self.keep[s.units].sum()) for s in self.model.sites])
         if spent > self.budget.macs_ratio * self.budget.dense_macs:
             raise ValueError(
-                f"training ended before the budget was met: {spent / self.budget.dense_macs:.3f} of the dense MACs "
-                f"left, target {self.budget.macs_ratio}; the last removal step is {self.budget.steps[-1]}"
+                f"training ended before the budget was met: {spent / self.budget.dense_macs:.3f} "
+                "of the dense MACs "
+                f"left, target {self.budget.macs_ratio}; the last removal step is "
+                f"{self.budget.steps[-1]}"
             )
         return self.keep
 

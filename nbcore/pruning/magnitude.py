@@ -1,8 +1,8 @@
 """Host `magnitude`: units with small weights fall first.
 
 Source:
-    Zhu & Gupta, "To prune, or not to prune", arXiv:1710.01878 (schedule). Differs in: whole units instead of single
-    weights; scores divided by the layer mean, since layers differ in scale.
+    Zhu & Gupta, "To prune, or not to prune", arXiv:1710.01878 (schedule). Differs in: whole units
+    instead of single weights; scores divided by the layer mean, since layers differ in scale.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from nbcore.pruning.base import PRUNERS, ScheduledPruner
 class MagnitudePruner(ScheduledPruner):
     @torch.no_grad()
     def scores(self) -> Tensor:
-        """||fc1 row||² ||fc2 column||² of neurons, ||W_O^h||² of heads, each over its layer mean [U]."""
+        """||fc1 row||² ||fc2 column||² of neurons, ||W_O^h||² of heads, each over its layer mean
+        [U]."""
         parts = []
         for site in self.model.sites:
             block = self.model.vit.blocks[site.block]

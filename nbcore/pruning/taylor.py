@@ -1,9 +1,9 @@
 """Host `taylor`: units whose removal changes the loss least, to first order, fall first.
 
 Source:
-    Molchanov et al., "Importance Estimation for Neural Network Pruning", arXiv:1906.10771, gate variant: importance
-    is (g dL/dg)², summed over tokens per image, averaged over images, smoothed over steps (EMA 0.9). Ranking within
-    a kind follows "Isomorphic Pruning", arXiv:2407.04616.
+    Molchanov et al., "Importance Estimation for Neural Network Pruning", arXiv:1906.10771, gate
+    variant: importance is (g dL/dg)², summed over tokens per image, averaged over images, smoothed
+    over steps (EMA 0.9). Ranking within a kind follows "Isomorphic Pruning", arXiv:2407.04616.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""The page and the API that serve the variants of `checkpoints/` side by side."""

@@ -1,0 +1,180 @@
+"""Named API endpoints: plain JSON in, the service's answer out, pictures as PNG files beside it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.utils import get_upload_folder
+from PIL import Image
+
+from app import schema, text
+from app.errors import UserError
+from app.service import BurdenMaps, Service
+
+logger = logging.getLogger(__name__)
+
+COMPUTE = "compute"
+"""Everything that runs a model waits in one line, whether asked by the page or by the API."""
+
+
+def in_plain_words(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn`, whose `UserError` reaches the visitor and whose other errors reach only the log.
+
+    Args:
+        fn: A function, or a generator function as Gradio streams them.
+    """
+
+    def translated(error: Exception) -> gr.Error:
+        if isinstance(error, UserError):
+            return gr.Error(str(error), print_exception=False)
+        logger.error("%s failed", fn.__name__, exc_info=error)
+        return gr.Error(text.ERROR_GENERIC, print_exception=False)
+
+    if inspect.isgeneratorfunction(fn):
+
+        @functools.wraps(fn)
+        def steps(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            try:
+                yield from fn(*args, **kwargs)
+            except Exception as error:
+                raise translated(error) from error
+
+        return steps
+
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return fn(*args, **kwargs)
+        except Exception as error:
+            raise translated(error) from error
+
+    return call
+
+
+def uploaded_path(image: Any) -> str:
+    """Path of a file that came in through the upload route.
+
+    Gradio passes on any `{"path": ...}` that lacks its file mark, so this is what keeps visitors
+    from naming other files of the server.
+
+    Args:
+        image: What Gradio hands to an event without preprocessing.
+
+    Raises:
+        UserError: If there is no image, or its path is not in the upload folder.
+    """
+    if image is None:
+        raise UserError(text.ERROR_NO_PHOTO)
+    path = image.get("path") if isinstance(image, Mapping) else None
+    if not isinstance(path, str) or not path:
+        raise UserError(text.ERROR_NOT_UPLOADED)
+    if not Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve()):
+        raise UserError(text.ERROR_NOT_UPLOADED)
+    return path
+
+
+class Endpoints:
+    """The documented calls; each method's name, types and first words are what clients see."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def publish(self, *, concurrency: int) -> None:
+        """Add all endpoints to the `gr.Blocks` that is being built.
+
+        Args:
+            concurrency: Calls computed at the same time, shared with the page.
+        """
+        _publish(self.models, concurrency_limit=None)
+        for endpoint in (self.predict, self.attribute, self.burden, self.compare):
+            _publish(endpoint, concurrency_limit=concurrency, concurrency_id=COMPUTE)
+
+    def models(self) -> list[schema.VariantJson]:
+        """Every variant that is served; `is_default` marks those compared when none are named."""
+        return [schema.variant_json(info) for info in self._service.variants()]
+
+    def predict(
+        self, image: gr.FileData, variants: list[str] | None = None, top_k: int = 5
+    ) -> dict[str, schema.PredictionJson]:
+        """Most likely classes by variant id. `change` is prob minus the dense base's prob of that
+        class, `kl_to_base` the divergence from its answer in nats."""
+        found = self._service.predict(self._photo(image), _ids(variants), top_k)
+        return schema.by_id(found, schema.prediction_json)
+
+    def attribute(
+        self,
+        image: gr.FileData,
+        variants: list[str] | None = None,
+        method: str = "integrated_gradients",
+        target: str = "base",
+    ) -> dict[str, schema.AttributionJson]:
+        """Where each variant looked: `values` [rows][columns] of patches. `target`, the explained
+        class, is "base" (the dense base's top class), "own" (each variant's own) or a name."""
+        found = self._service.attribute(self._photo(image), _ids(variants), method, target)
+        return schema.by_id(found, schema.attribution_json)
+
+    def burden(
+        self, image: gr.FileData, variants: list[str] | None = None, quantity: str = "burden"
+    ) -> dict[str, schema.BurdenJson]:
+        """What each site carries: `quantity` is burden (ratio to dense; `maps` hold its log2), load
+        or residual. `maps` [sites][rows][columns]; `reason` says why there are no values."""
+        photo = self._photo(image)
+        found = self._service.burden(photo, _ids(variants), quantity, live_null=False)
+        return self._burdens(photo, found)
+
+    def compare(
+        self,
+        image: gr.FileData,
+        variants: list[str] | None = None,
+        method: str = "integrated_gradients",
+        target: str = "base",
+    ) -> schema.ComparisonJson:
+        """All of predict, attribute and burden, how each pruned variant differs from dense, and
+        `image`, the crop that the models saw. `failures` says why part of a variant is missing."""
+        photo = self._photo(image)
+        found = self._service.compare(photo, _ids(variants), method, target)
+        return {
+            "predictions": schema.by_id(found.predictions, schema.prediction_json),
+            "attributions": schema.by_id(found.attributions, schema.attribution_json),
+            "burdens": self._burdens(photo, found.burdens),
+            "differences": schema.by_id(found.differences, schema.difference_json),
+            "failures": dict(found.failures),
+            "image": schema.png(found.image),
+        }
+
+    def _photo(self, image: Any) -> Image.Image:
+        return self._service.load_image(uploaded_path(image))
+
+    def _burdens(
+        self, photo: Image.Image, cells: Mapping[str, BurdenMaps]
+    ) -> dict[str, schema.BurdenJson]:
+        sheets = self._service.burden_sheets(photo, cells)
+        return schema.by_id(cells, lambda maps: schema.burden_json(maps, sheets.get(maps.variant)))
+
+
+def _ids(variants: Any) -> list[str] | None:
+    if variants is not None and not isinstance(variants, list):
+        raise UserError(text.ERROR_NO_LIST.format(variants=variants))
+    return variants
+
+
+def _publish(endpoint: Callable[..., Any], **limits: Any) -> None:
+    signature = inspect.signature(endpoint, eval_str=True)
+    required = {n for n, p in signature.parameters.items() if p.default is inspect.Parameter.empty}
+
+    @functools.wraps(endpoint)
+    def with_defaults(*values: Any) -> Any:
+        # Plain HTTP has to send every value, so null stands for the default.
+        given = signature.bind(*values).arguments
+        return endpoint(**{n: v for n, v in given.items() if v is not None or n in required})
+
+    answer: Any = in_plain_words(with_defaults)
+    # Gradio reads the return type from the signature, where it would be a string.
+    answer.__signature__ = signature
+    gr.api(answer, api_name=endpoint.__name__, **limits)

@@ -1,0 +1,105 @@
+"""Heatmaps of what a layer carries, over the photo, and the numbers behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from PIL import Image
+
+from app import text
+from app.amounts import amount, ratio
+from app.markup import failure, grid, legend, picture, table
+from app.service import BurdenMaps, VariantInfo
+from app.sites import quantity_words, site_words
+
+
+def shown_values(cell: BurdenMaps, *, before: bool) -> tuple[float | None, ...]:
+    """The values a column shows: the variant's, or those of dense cut live if there are any."""
+    return cell.null_values if before and cell.null_values is not None else cell.values
+
+
+def maps(
+    infos: Sequence[VariantInfo],
+    cells: Mapping[str, BurdenMaps],
+    pictures: Mapping[str, Image.Image],
+    *,
+    site: str,
+    before: bool,
+    scale: Image.Image | None,
+) -> str:
+    """Heatmap of one site over the crop, one column a variant, all on one colour scale."""
+    columns = []
+    for info in infos:
+        cell = cells.get(info.id)
+        if cell is None or info.id not in pictures:
+            columns.append(failure((cell.reason if cell else None) or text.NO_MAP))
+            continue
+        value = shown_values(cell, before=before)[cell.site_names.index(site)]
+        quantity = quantity_words(cell.quantity)
+        alt = text.MAP_ALT.format(title=info.title, quantity=quantity, site=site_words(site))
+        columns.append(
+            f"{picture(pictures[info.id], alt)}<p>{escape(site_words(site))}: "
+            f"<b>{amount(value, cell.quantity)}</b></p>"
+        )
+    shows = text.MAP_SHOWS.get(next((c.quantity for c in cells.values()), ""), "")
+    note = f'<p class="nb-note">{escape(shows)}</p>'
+    body = grid("", columns, kind="nb-pictures") + legend(scale, site_words(site))
+    return f'<div class="nb-section" id="nb-maps" style="--n:{len(infos)}">{note}{body}</div>'
+
+
+def sheets(
+    infos: Sequence[VariantInfo], pictures: Mapping[str, Image.Image], *, quantity: str
+) -> str:
+    """Every site of every variant as small maps, each variant as wide as its labels need."""
+    figures = "".join(
+        f"<figure><figcaption>{escape(info.title)}</figcaption>"
+        + picture(
+            pictures[info.id],
+            text.SHEET_ALT.format(title=info.title, quantity=quantity_words(quantity)),
+        )
+        + "</figure>"
+        for info in infos
+        if info.id in pictures
+    )
+    note = f'<p class="nb-note">{escape(text.ALL_LAYERS_HINT)}</p>'
+    return f'{note}<div class="nb-sheets">{figures}</div>'
+
+
+def numbers(infos: Sequence[VariantInfo], cells: Mapping[str, BurdenMaps]) -> str:
+    """What the chart shows and what it is held against, as tables that fold out."""
+    tables = "".join(_table(info, cells[info.id]) for info in infos if info.id in cells)
+    note = f'<p class="nb-note">{escape(text.NUMBERS_HINT)}</p>'
+    return (
+        f'<details class="nb-details"><summary>{escape(text.NUMBERS)}</summary>'
+        f'{note}<div class="nb-tables">{tables}</div></details>'
+    )
+
+
+def _table(info: VariantInfo, cell: BurdenMaps) -> str:
+    columns = {
+        "value": cell.values,
+        "null": cell.null_values,
+        "selection": cell.selection,
+        "stream": cell.stream,
+    }
+    # Selection and stream belong to sites, so they are left out where the values belong to blocks.
+    given = {
+        key: values
+        for key, values in columns.items()
+        if values is not None and len(values) == len(cell.site_names)
+    }
+    heads = "".join(f'<th scope="col">{escape(text.NUMBER_COLUMNS[key])}</th>' for key in given)
+    rows = "".join(
+        f'<tr><th scope="row">{escape(site_words(site))}</th>'
+        + "".join(
+            f"<td>{_number(key, values[k], cell.quantity)}</td>" for key, values in given.items()
+        )
+        + "</tr>"
+        for k, site in enumerate(cell.site_names)
+    )
+    return table(info.title, heads, rows)
+
+
+def _number(column: str, value: float | None, quantity: str) -> str:
+    return amount(value, quantity) if column in ("value", "null") else ratio(value)

@@ -1,0 +1,244 @@
+"""The service's answers as HTML: one function per part of the page, every column one variant.
+
+Nothing here knows Gradio. All texts are escaped; pictures travel inside the page, so that no file
+of a visitor is left behind on the server.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+
+from PIL import Image
+
+from app import text
+from app.amounts import MISSING, count, megabytes, milliseconds, percent, points
+from app.service import AttributionMap, AttributionMethod, Prediction, Status, VariantInfo
+
+
+def picture(image: Image.Image, alt: str, *, lossless: bool = False) -> str:
+    """`<img>` with the picture inside it.
+
+    Args:
+        image: RGB.
+        alt: What a person who cannot see it should know.
+        lossless: PNG, for scales and drawings; otherwise JPEG, a tenth of the bytes for a photo.
+    """
+    data = io.BytesIO()
+    if lossless:
+        image.save(data, "PNG")
+    else:
+        image.convert("RGB").save(data, "JPEG", quality=88)
+    kind = "png" if lossless else "jpeg"
+    code = base64.b64encode(data.getvalue()).decode("ascii")
+    return (
+        f'<img src="data:image/{kind};base64,{code}" alt="{escape(alt)}" '
+        f'width="{image.width}" height="{image.height}">'
+    )
+
+
+def legend(image: Image.Image | None, title: str) -> str:
+    """The colour scale that all pictures of a row share."""
+    if image is None:
+        return ""
+    drawn = picture(image, text.LEGEND_ALT.format(title=title), lossless=True)
+    return f'<div class="nb-legend">{drawn}</div>'
+
+
+def section(title: str, notes: Sequence[str], body: str, *, columns: int, name: str) -> str:
+    """One part of the page: plain sentences, then what they explain; its heading is apart."""
+    sentences = "".join(f'<p class="nb-note">{escape(note)}</p>' for note in notes if note)
+    return (
+        f'<section class="nb-section" id="nb-{name}" style="--n:{columns}" '
+        f'aria-label="{escape(title)}">{sentences}{body}</section>'
+    )
+
+
+def grid(side: str, cells: Sequence[str], *, kind: str = "") -> str:
+    """One row of columns after a side column that holds labels."""
+    body = "".join(f'<div class="nb-cell">{cell}</div>' for cell in cells)
+    return f'<div class="nb-grid {kind}"><div class="nb-side">{side}</div>{body}</div>'
+
+
+def waiting(title: str, *, columns: int, name: str) -> str:
+    """Placeholder of a part that is being computed."""
+    cells = ['<div class="nb-skeleton" aria-hidden="true"></div>'] * columns
+    return section(title, (), grid("", cells), columns=columns, name=name)
+
+
+def failure(reason: str) -> str:
+    """A cell that could not be filled, and why."""
+    return f'<p class="nb-failure">{escape(reason)}</p>'
+
+
+def names(infos: Sequence[VariantInfo], *, before: bool) -> str:
+    """Heading of the columns; it stays in view while the page scrolls."""
+    cells = []
+    for info in infos:
+        tag = text.REFERENCE if info.base is None else text.BEFORE.lower() if before else ""
+        cells.append(
+            f'<strong title="{escape(info.id)}">{escape(info.title)}</strong>'
+            f'<span class="nb-tag">{escape(tag)}</span>'
+        )
+    return f'<div style="--n:{len(infos)}">{grid("", cells)}</div>'
+
+
+def predictions(
+    infos: Sequence[VariantInfo], cells: Mapping[str, Prediction], failures: Mapping[str, str]
+) -> str:
+    """Top classes of every variant, one column each."""
+    answers = {key: cell.top[0].class_name for key, cell in cells.items()}
+    columns = [
+        _classes(info, cells[info.id], disagrees=_disagrees(info, answers))
+        if info.id in cells
+        else failure(failures.get(info.id, text.NO_ANSWER))
+        for info in infos
+    ]
+    return section(
+        text.PREDICTIONS,
+        (text.PREDICTIONS_SHOWS,),
+        grid("", columns),
+        columns=len(infos),
+        name="predictions",
+    )
+
+
+def _disagrees(info: VariantInfo, answers: Mapping[str, str]) -> bool:
+    base = answers.get(info.base or "")
+    return base is not None and base != answers[info.id]
+
+
+def _classes(info: VariantInfo, cell: Prediction, *, disagrees: bool) -> str:
+    rows = "".join(
+        f'<li style="--p:{top.prob:.4f}"><span class="nb-name">{escape(top.class_name)}</span>'
+        f'<span class="nb-prob">{percent(top.prob)}</span>'
+        f'<span class="nb-change">{points(top.change) if info.base else ""}</span></li>'
+        for top in cell.top
+    )
+    tag = f'<p class="nb-tag nb-other">{escape(text.DISAGREES)}</p>' if disagrees else ""
+    return f'<ol class="nb-classes">{rows}</ol>{tag}'
+
+
+def attributions(
+    infos: Sequence[VariantInfo],
+    cells: Mapping[str, AttributionMap],
+    failures: Mapping[str, str],
+    *,
+    crop: Image.Image,
+    method: AttributionMethod,
+    scale: Image.Image | None,
+) -> str:
+    """Attribution map of every variant beside the crop that all of them saw."""
+    columns = [
+        _attribution(info, cells[info.id], method)
+        if info.id in cells
+        else failure(failures.get(info.id, text.NO_MAP))
+        for info in infos
+    ]
+    side = f"{picture(crop, text.CROP_ALT, lossless=True)}<p>{escape(text.ATTRIBUTION_CROP)}</p>"
+    return section(
+        text.ATTRIBUTION,
+        (f"{method.shows} {method.sign} {text.ATTRIBUTION_SAME_SCALE}",),
+        grid(side, columns, kind="nb-pictures") + legend(scale, method.title),
+        columns=len(infos),
+        name="attribution",
+    )
+
+
+def _attribution(info: VariantInfo, cell: AttributionMap, method: AttributionMethod) -> str:
+    alt = text.ATTRIBUTION_ALT.format(title=info.title, method=method.title, target=cell.target)
+    facts = [text.TARGET_IS.format(target=cell.target)]
+    if cell.steps is not None:
+        facts.append(text.STEPS.format(steps=cell.steps))
+    if cell.completeness_error is not None:
+        facts.append(text.COMPLETENESS.format(error=percent(cell.completeness_error)))
+    note = f"<p>{escape(cell.note)}</p>" if cell.note else ""
+    shown = picture(cell.picture, alt) if cell.picture else failure(text.NO_MAP)
+    return f"{shown}<p>{escape(', '.join(facts))}</p>{note}"
+
+
+def costs(infos: Sequence[VariantInfo], cells: Mapping[str, Prediction], *, before: bool) -> str:
+    """Accuracy, size and time of every variant as a table with right-aligned numbers."""
+    rows = "".join(
+        f'<tr><th scope="row">{escape(label)}<small>{escape(hint)}</small></th>'
+        + "".join(f"<td>{_cost(key, info, cells.get(info.id), infos)}</td>" for info in infos)
+        + "</tr>"
+        for key, (label, hint) in text.COST_ROWS.items()
+    )
+    heads = "".join(f'<th scope="col">{escape(info.title)}</th>' for info in infos)
+    notes = (text.COST_SHOWS, text.COST_BEFORE if before else "")
+    return section(text.COST, notes, table("", heads, rows), columns=len(infos), name="costs")
+
+
+def _cost(
+    key: str, info: VariantInfo, cell: Prediction | None, infos: Sequence[VariantInfo]
+) -> str:
+    if key == "latency_ms":
+        return milliseconds(cell.latency_ms) if cell else MISSING
+    if key == "kl":
+        return f"{cell.kl_to_base:.3f}" if cell and cell.kl_to_base is not None else MISSING
+    if key == "top1":
+        top1 = info.metrics.get("top1")
+        return percent(top1) if top1 is not None else MISSING
+    shown: Callable[[float], str] = megabytes if key == "size_bytes" else count
+    base = next((other for other in infos if other.id == info.base), None)
+    share = getattr(info, key) / getattr(base, key) if base else None
+    small = f"<small>{percent(share, 0)} {escape(text.OF_DENSE)}</small>" if share else ""
+    return f"{shown(getattr(info, key))}{small}"
+
+
+def table(caption: str, heads: str, rows: str) -> str:
+    """A table whose first column holds row headings."""
+    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return (
+        f'<table class="nb-table">{title}<thead><tr><td></td>{heads}</tr></thead>'
+        f"<tbody>{rows}</tbody></table>"
+    )
+
+
+def progress(message: str, *, step: int, steps: int) -> str:
+    """What is being computed, announced to screen readers."""
+    where = escape(text.STEP_OF.format(step=step, steps=steps))
+    return (
+        f'<div class="nb-status" role="status" style="--p:{(step - 0.5) / steps:.3f}">'
+        f"<span>{escape(message)}</span><span>{where}</span></div>"
+    )
+
+
+def invitation() -> str:
+    """What to do first."""
+    return _still(text.INVITATION, "nb-invitation", role="status")
+
+
+def done(message: str) -> str:
+    """The line that replaces the progress when all is there."""
+    return _still(message, "nb-done", role="status")
+
+
+def problem(message: str) -> str:
+    """A sentence about what went wrong; it stays until the next try."""
+    return _still(message, "nb-problem", role="alert")
+
+
+def _still(message: str, kind: str, *, role: str) -> str:
+    return (
+        f'<div class="nb-status nb-still {kind}" role="{role}"><span>{escape(message)}</span></div>'
+    )
+
+
+def standing(status: Status) -> str:
+    """Where things run, how far ONNX and PyTorch agree, and which variants are refused."""
+    provider = text.PROVIDERS.get(status.provider, status.provider)
+    device = text.DEVICES.get(status.device, status.device)
+    found = [value for value in status.parity.values() if value is not None]
+    parity = (
+        text.PARITY.format(parity=f"{max(found):.0e}")
+        if found and status.ready
+        else text.PARITY_PENDING
+    )
+    refused = "".join(f"<li>{escape(reason)}</li>" for reason in status.refused.values())
+    listed = f"<p>{escape(text.REFUSED)}</p><ul>{refused}</ul>" if refused else ""
+    line = text.RUNS_ON.format(provider=provider, device=device)
+    return f'<div class="nb-standing"><p>{escape(line)} {escape(parity)}</p>{listed}</div>'

@@ -1,0 +1,75 @@
+"""Burden and attribution maps of a comparison -> pictures on one scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from PIL import Image
+
+from app import render
+from app.attribution import AttributionMap
+from app.burden import BurdenMaps, Which
+from app.errors import UserError
+
+MERGED_NOTE = "Fine white lines: edges of patches merged into one token."
+
+
+def of_site(
+    crop: Image.Image, burdens: Mapping[str, BurdenMaps], site: str, which: Which
+) -> dict[str, Image.Image]:
+    """One site's heatmap by variant; variants without maps are left out.
+
+    Args:
+        crop: What the models saw.
+        burdens: Of one quantity.
+        site: One of their `site_names`.
+        which: "null" shows the dense base cut live, before retraining.
+
+    Raises:
+        UserError: If there is no such site.
+    """
+    pictures, scale = {}, burden_scale(burdens, which)
+    for key, cell in burdens.items():
+        if site not in cell.site_names:
+            raise UserError(f"unknown site {site!r}; available: {', '.join(cell.site_names)}")
+        index, maps = cell.site_names.index(site), cell.shown(which)
+        if maps is not None:
+            groups = cell.outlines(which)[index]
+            pictures[key] = render.heatmap(crop, maps[index], scale, groups=groups)
+    return pictures
+
+
+def sheets(
+    crop: Image.Image, burdens: Mapping[str, BurdenMaps], which: Which
+) -> dict[str, Image.Image]:
+    """All sites of each variant in one picture, on the scale of `of_site`."""
+    scale = burden_scale(burdens, which)
+    return {
+        key: render.sheet(crop, maps, cell.site_names, scale)
+        for key, cell in burdens.items()
+        if (maps := cell.shown(which)) is not None
+    }
+
+
+def burden_legend(burdens: Mapping[str, BurdenMaps], which: Which) -> Image.Image:
+    """Colour bar of these pictures."""
+    merged = any(g is not None for cell in burdens.values() for g in cell.outlines(which))
+    return render.legend(burden_scale(burdens, which), MERGED_NOTE if merged else "")
+
+
+def attribution_legend(attributions: Mapping[str, AttributionMap]) -> Image.Image:
+    """Colour bar of attribution pictures."""
+    return render.legend(attribution_scale(attributions))
+
+
+def burden_scale(burdens: Mapping[str, BurdenMaps], which: Which) -> render.Scale:
+    """Scale of all sites of all variants; both values of `which` share it, to be compared."""
+    maps = [m for cell in burdens.values() for m in (cell.maps, cell.null_maps) if m is not None]
+    quantity = next((cell.quantity for cell in burdens.values()), "burden")
+    return render.burden_scale(maps, quantity, before_retraining=which == "null")
+
+
+def attribution_scale(attributions: Mapping[str, AttributionMap]) -> render.Scale:
+    """Scale of all variants."""
+    cells = list(attributions.values())
+    return render.attribution_scale([c.values for c in cells], signed=all(c.signed for c in cells))

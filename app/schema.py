@@ -1,0 +1,136 @@
+"""The service's answers as the JSON of the API: its types, and one function for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NotRequired, TypedDict
+
+import gradio as gr
+from gradio import processing_utils
+from gradio.utils import get_upload_folder
+from PIL import Image
+
+from app.service import AttributionMap, BurdenMaps, Cells, Difference, Prediction, VariantInfo
+
+
+class VariantJson(TypedDict):
+    id: str
+    title: str
+    dataset: str
+    base: str | None
+    pruner: str | None
+    mitigation: str | None
+    macs_ratio: float
+    macs: int
+    num_params: int
+    size_bytes: int
+    metrics: dict[str, Any]
+    classes: list[str]
+    img_size: int
+    grid: list[int]
+    site_names: list[str]
+    is_default: bool
+
+
+TopClassJson = TypedDict("TopClassJson", {"class": str, "prob": float, "change": float | None})
+
+
+class PredictionJson(TypedDict):
+    top: list[TopClassJson]
+    kl_to_base: float | None
+    provider: str
+    latency_ms: float
+
+
+class AttributionJson(TypedDict):
+    target: str
+    values: list[list[float]]
+    signed: bool
+    completeness_error: float | None
+    picture: gr.FileData | None
+
+
+class SiteJson(TypedDict):
+    name: str
+    value: float | None
+
+
+class BurdenJson(TypedDict):
+    sites: list[SiteJson]
+    maps: list[list[list[float]]] | None
+    selection: list[float | None] | None
+    stream: list[float | None] | None
+    picture: gr.FileData | None
+    reason: NotRequired[str]
+
+
+class DifferenceJson(TypedDict):
+    same_class: bool
+    kl_to_base: float
+    attribution_cosine: float | None
+    largest_burden: float | None
+    largest_burden_site: str | None
+
+
+class ComparisonJson(TypedDict):
+    predictions: dict[str, PredictionJson]
+    attributions: dict[str, AttributionJson]
+    burdens: dict[str, BurdenJson]
+    differences: dict[str, DifferenceJson]
+    failures: dict[str, str]
+    image: gr.FileData
+
+
+def by_id(cells: Mapping[str, Any], to_json: Callable[[Any], Any]) -> dict[str, Any]:
+    failures = cells.failures if isinstance(cells, Cells) else {}
+    return {key: to_json(cell) for key, cell in cells.items()} | {
+        key: {"error": reason} for key, reason in failures.items()
+    }
+
+
+def png(image: Image.Image) -> Any:
+    path = processing_utils.save_pil_to_cache(image, cache_dir=get_upload_folder(), format="png")
+    return gr.FileData(path=path, mime_type="image/png").model_dump()
+
+
+def variant_json(info: VariantInfo) -> VariantJson:
+    shown = {key: getattr(info, key) for key in VariantJson.__annotations__}
+    lists = {key: list(shown[key]) for key in ("classes", "grid", "site_names")}
+    return {**shown, **lists, "metrics": dict(info.metrics)}  # type: ignore[typeddict-item]
+
+
+def prediction_json(found: Prediction) -> PredictionJson:
+    return {
+        "top": [{"class": c.class_name, "prob": c.prob, "change": c.change} for c in found.top],
+        "kl_to_base": found.kl_to_base,
+        "provider": found.provider,
+        "latency_ms": found.latency_ms,
+    }
+
+
+def attribution_json(found: AttributionMap) -> AttributionJson:
+    return {
+        "target": found.target,
+        "values": found.values.tolist(),
+        "signed": found.signed,
+        "completeness_error": found.completeness_error,
+        "picture": None if found.picture is None else png(found.picture),
+    }
+
+
+def burden_json(found: BurdenMaps, picture: Image.Image | None) -> BurdenJson:
+    cell: BurdenJson = {
+        "sites": [
+            {"name": name, "value": value}
+            for name, value in zip(found.site_names, found.values, strict=True)
+        ],
+        "maps": None if found.maps is None else found.maps.tolist(),
+        "selection": None if found.selection is None else list(found.selection),
+        "stream": None if found.stream is None else list(found.stream),
+        "picture": None if picture is None else png(picture),
+    }
+    return cell | {"reason": found.reason} if found.reason else cell  # type: ignore[return-value]
+
+
+def difference_json(found: Difference) -> DifferenceJson:
+    return {key: getattr(found, key) for key in DifferenceJson.__annotations__}  # type: ignore[return-value]

@@ -1,0 +1,323 @@
+"""compare(...) -> Comparison: all that page and API can do; knows neither Gradio nor HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from PIL import Image
+
+from app import burden, images, pictures, render
+from app.attribution import ATTRIBUTIONS, AttributionMap, AttributionMethod, attribute
+from app.burden import BurdenMaps, Which
+from app.catalog import VariantInfo, catalog, default_ids
+from app.comparison import Comparison, Difference, difference
+from app.errors import UserError
+from app.inference import Prediction, Predictor, TopClass, to_prediction
+from app.parity import ParityCheck
+from app.quantities import QUANTITIES
+from app.registry import Model, ModelRegistry
+from app.settings import Settings
+from app.task import Cells, Task
+
+__all__ = [
+    "AttributionMap",
+    "AttributionMethod",
+    "BurdenMaps",
+    "Cells",
+    "Comparison",
+    "Difference",
+    "Prediction",
+    "Service",
+    "Status",
+    "TopClass",
+    "VariantInfo",
+]
+
+DEFAULT_METHOD = "integrated_gradients"
+FROZEN_MATCH = (
+    "Patches that this model merges were held together as on this photo: the match would jump on "
+    "the way."
+)
+NO_BASE_CLASS = "Its dense base cannot be used, so its own top class is explained."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """Where things run, and what the start-up checks found."""
+
+    provider: str
+    """What ONNX Runtime runs on: CUDAExecutionProvider or CPUExecutionProvider."""
+    device: str
+    """Where gradients are taken: cuda or cpu."""
+    parity: Mapping[str, float | None]
+    """Largest |ONNX - torch| of a logit on the start-up photos by variant; None while pending."""
+    refused: Mapping[str, str]
+    """Why a variant is not served, by id."""
+    ready: bool
+    """All start-up checks are done; serving begins before."""
+
+
+class Service:
+    """All of the app behind the page.
+
+    Methods raise UserError with a text for the visitor. `variants=None` means `default_variants()`;
+    a variant that is refused or fails is missing from the result and named in its `failures`,
+    unless none is left.
+    """
+
+    def __init__(self, registry: ModelRegistry, settings: Settings) -> None:
+        self.registry = registry
+        self.settings = settings
+        self.predictor = Predictor(settings.device, settings.threads)
+        self.parity = ParityCheck(registry, self.predictor)
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Service:
+        """Read the checkpoint folder and find the device.
+
+        Raises:
+            ValueError: If nothing can be served or the device is not to be had.
+        """
+        return cls(ModelRegistry(settings.checkpoints), settings)
+
+    def start_checks(self, photos: Sequence[Image.Image] = ()) -> None:
+        """Compare ONNX with torch in the background, on RGB photos or on generated pictures."""
+        self.parity.start(photos, self.default_variants())
+
+    def variants(self) -> tuple[VariantInfo, ...]:
+        return catalog([model.variant for model in self.registry.models()])
+
+    def refused(self) -> Mapping[str, str]:
+        """Why a variant is not served, by id."""
+        return self.registry.refused
+
+    def default_variants(self) -> tuple[str, ...]:
+        """Ids compared when none are named: dense, `none`, `handoff` at one budget if possible."""
+        return default_ids([model.variant for model in self.registry.models()])
+
+    def attribution_methods(self) -> tuple[AttributionMethod, ...]:
+        """The default one first."""
+        names = sorted(ATTRIBUTIONS, key=lambda name: (name != DEFAULT_METHOD, name))
+        return tuple(ATTRIBUTIONS[name] for name in names)
+
+    def status(self) -> Status:
+        return Status(
+            provider=self.predictor.provider,
+            device=self.predictor.torch_device,
+            parity=self.parity.found(),
+            refused=self.registry.refused,
+            ready=self.parity.done,
+        )
+
+    def load_image(self, source: str | Path | bytes | Image.Image | None) -> Image.Image:
+        """Upload -> trusted RGB image of any size."""
+        return images.load_image(
+            source,
+            max_bytes=int(self.settings.max_upload_mb * 1e6),
+            max_pixels=int(self.settings.max_megapixels * 1e6),
+        )
+
+    def crop(self, image: Image.Image, variants: Sequence[str] | None = None) -> Image.Image:
+        """Exactly what the models see."""
+        return self._task(image, variants).crop
+
+    def predict(
+        self,
+        image: Image.Image,
+        variants: Sequence[str] | None = None,
+        top_k: int = 5,
+        *,
+        before_retraining: bool = False,
+    ) -> Cells[Prediction]:
+        """What each variant says.
+
+        Args:
+            image: From `load_image`.
+            variants: Ids.
+            top_k: How many classes are named.
+            before_retraining: Instead of each pruned variant, run its dense base cut live to the
+                same units.
+        """
+        if not isinstance(top_k, int) or top_k < 1:
+            raise UserError(f"top_k must be a whole number of at least 1, got {top_k!r}")
+        task = self._task(image, variants)
+        parity = self.parity.found()
+
+        def one(model: Model) -> Prediction:
+            output = task.run(model, before_retraining=before_retraining).output
+            # A dense variant is its own base: a second run would only blur that nothing changes.
+            dense = output if model.variant.base is None else task.dense(model)
+            return to_prediction(model.variant, output, dense, top_k, parity.get(model.id))
+
+        return task.each(one)
+
+    def attribute(
+        self,
+        image: Image.Image,
+        variants: Sequence[str] | None = None,
+        method: str = DEFAULT_METHOD,
+        target: str = "base",
+        *,
+        before_retraining: bool = False,
+    ) -> Cells[AttributionMap]:
+        """Which patches speak for a class.
+
+        Args:
+            image: From `load_image`.
+            variants: Ids.
+            method: A name from `attribution_methods()`.
+            target: "base" (the dense base's top class, for all), "own" (each variant's own) or a
+                class name.
+            before_retraining: As in `predict`.
+        """
+        if method not in ATTRIBUTIONS:
+            raise UserError(f"unknown method {method!r}; available: {', '.join(ATTRIBUTIONS)}")
+        task = self._task(image, variants)
+        classes = task.models[0].variant.classes
+        if target not in ("base", "own", *classes):
+            raise UserError(
+                f"unknown target {target!r}; available: base, own, {', '.join(classes)}"
+            )
+
+        def one(model: Model) -> AttributionMap:
+            return self._attribute(task, model, method, target, before_retraining)
+
+        found = task.each(one)
+        scale = pictures.attribution_scale(found)
+        for key, cell in found.items():
+            found[key] = replace(cell, picture=render.heatmap(task.crop, cell.values, scale))
+        return found
+
+    def burden(
+        self,
+        image: Image.Image,
+        variants: Sequence[str] | None = None,
+        quantity: str = "burden",
+        live_null: bool = True,
+    ) -> Cells[BurdenMaps]:
+        """What each variant's layers carry.
+
+        Args:
+            image: From `load_image`.
+            variants: Ids.
+            quantity: "burden", "load" or "residual".
+            live_null: Also measure the dense base cut live to the variant's units.
+        """
+        if quantity not in QUANTITIES:
+            raise UserError(f"unknown quantity {quantity!r}; available: {', '.join(QUANTITIES)}")
+        task = self._task(image, variants)
+
+        def one(model: Model) -> BurdenMaps:
+            return burden.measure(
+                self.predictor,
+                model,
+                self.registry.base_of(model),
+                task.pixels,
+                quantity,
+                live_null=live_null,
+                reason=self.registry.base_problem(model),
+            )
+
+        return task.each(one)
+
+    def compare(
+        self,
+        image: Image.Image,
+        variants: Sequence[str] | None = None,
+        method: str = DEFAULT_METHOD,
+        target: str = "base",
+    ) -> Comparison:
+        """Predictions, attributions, burdens and the differences to dense, in one answer."""
+        attributions = self.attribute(image, variants, method, target)
+        predictions = self.predict(image, variants)
+        burdens = self.burden(image, variants)
+        task = self._task(image, variants)
+        differences = {}
+        for model in task.models:
+            found, dense = predictions.get(model.id), task.dense(model)
+            if model.variant.base is not None and found is not None and dense is not None:
+                best = model.variant.classes[int(dense.logits.argmax())]
+                maps = (attributions.get(model.id), attributions.get(model.variant.base))
+                differences[model.id] = difference(found, best, maps, burdens.get(model.id))
+        return Comparison(
+            image=task.crop,
+            predictions=predictions,
+            attributions=attributions,
+            burdens=burdens,
+            differences=differences,
+            failures=attributions.failures | burdens.failures | predictions.failures,
+        )
+
+    def burden_pictures(
+        self,
+        image: Image.Image,
+        burdens: Mapping[str, BurdenMaps],
+        site: str,
+        which: Which = "trained",
+    ) -> dict[str, Image.Image]:
+        """One site's heatmap by variant; all sites, variants and values of `which` share a scale.
+
+        Args:
+            image: From `load_image`.
+            burdens: From `burden`.
+            site: One of their `site_names`.
+            which: "null" shows the dense base cut live, before retraining; variants without such
+                maps are left out.
+        """
+        crop = self.crop(image, list(burdens))
+        return pictures.of_site(crop, burdens, site, which)
+
+    def burden_sheets(
+        self, image: Image.Image, burdens: Mapping[str, BurdenMaps], which: Which = "trained"
+    ) -> dict[str, Image.Image]:
+        """All sites of each variant in one picture, small, on the scale of `burden_pictures`."""
+        return pictures.sheets(self.crop(image, list(burdens)), burdens, which)
+
+    def burden_legend(
+        self, burdens: Mapping[str, BurdenMaps], which: Which = "trained"
+    ) -> Image.Image:
+        """Colour bar of the burden pictures."""
+        return pictures.burden_legend(burdens, which)
+
+    def attribution_legend(self, attributions: Mapping[str, AttributionMap]) -> Image.Image:
+        """Colour bar of the pictures of one `attribute` call."""
+        return pictures.attribution_legend(attributions)
+
+    def _task(self, image: Image.Image, variants: Sequence[str] | None) -> Task:
+        ids = self.default_variants() if variants is None else variants
+        return Task.of(self.registry, self.predictor, image, ids)
+
+    def _attribute(
+        self, task: Task, model: Model, method: str, target: str, before_retraining: bool
+    ) -> AttributionMap:
+        run = task.run(model, before_retraining=before_retraining)
+        dense = task.dense(model) if target == "base" else None
+        classes, entry = model.variant.classes, ATTRIBUTIONS[method]
+        if target in classes:
+            index = classes.index(target)
+        else:
+            index = int((run.output if dense is None else dense).logits.argmax())
+        notes = [NO_BASE_CLASS] if target == "base" and dense is None else []
+        if run.output.group is not None:
+            notes.append(FROZEN_MATCH)
+        values, found = attribute(
+            run.model,
+            task.pixels,
+            entry,
+            index,
+            self.predictor.torch_device,
+            group=run.output.group,
+            unit_gate=run.gate,
+        )
+        return AttributionMap(
+            variant=model.id,
+            method=method,
+            target=classes[index],
+            values=values,
+            signed=entry.signed,
+            completeness_error=found.completeness_error,
+            steps=found.steps,
+            note=" ".join(notes) or None,
+        )

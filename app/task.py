@@ -1,0 +1,129 @@
+"""One photo as the models of one comparison take it, and how each of them is run on it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from app.burden import survivors
+from app.errors import UserError
+from app.inference import Output, Predictor
+from app.registry import Model, ModelRegistry
+from nbcore.preprocessing import preprocess, to_array
+
+T = TypeVar("T")
+COMPARABLE = ("dataset", "classes", "img_size", "preprocessing")
+
+logger = logging.getLogger(__name__)
+
+
+class Cells(dict[str, T], Generic[T]):
+    """Results by variant id in the order asked, and why other variants have none."""
+
+    def __init__(self, failures: Mapping[str, str]) -> None:
+        super().__init__()
+        self.failures = dict(failures)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """What ran in place of a variant."""
+
+    model: Model
+    gate: np.ndarray | None
+    """Factors on its contributions [U]; None means ones."""
+    output: Output
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Task:
+    """One photo, cut for the models of one comparison."""
+
+    registry: ModelRegistry
+    predictor: Predictor
+    models: tuple[Model, ...]
+    failures: Mapping[str, str]
+    """Why variants that were asked for are not among `models`."""
+    crop: Image.Image
+    pixels: np.ndarray
+    """float32 [3, S, S] in [0, 1]."""
+
+    @classmethod
+    def of(
+        cls,
+        registry: ModelRegistry,
+        predictor: Predictor,
+        image: Image.Image,
+        ids: Sequence[str],
+    ) -> Task:
+        """Find the models, which must take the same crop and know the same classes.
+
+        Raises:
+            UserError: If an id is unknown, none is left, or they cannot be compared.
+        """
+        ids, refused = tuple(dict.fromkeys(ids)), registry.refused
+        failures = {key: f"{key} is not served: {refused[key]}" for key in ids if key in refused}
+        models = tuple(registry[key] for key in ids if key not in failures)
+        if not models:
+            raise UserError(" ".join(failures.values()) or "Choose at least one variant.")
+        first = models[0].variant
+        for other in (model.variant for model in models):
+            for what in COMPARABLE:
+                if getattr(first, what) != getattr(other, what):
+                    raise UserError(
+                        f"{first.id} and {other.id} cannot be compared: they differ in {what}; "
+                        "choose variants of one dataset and image size"
+                    )
+        crop = preprocess(image, first.img_size, first.preprocessing.crop_pct)
+        return cls(
+            registry=registry,
+            predictor=predictor,
+            models=models,
+            failures=failures,
+            crop=crop,
+            pixels=to_array(crop),
+        )
+
+    def run(self, model: Model, *, before_retraining: bool = False) -> Run:
+        """Run a variant, or its dense base cut live to the same units.
+
+        Raises:
+            UserError: If there is no base to cut, or the model fails.
+        """
+        base = self.registry.base_of(model)
+        if not before_retraining or base is model:
+            return Run(model=model, gate=None, output=self.predictor.run(model, self.pixels))
+        if base is None:
+            problem = self.registry.base_problem(model)
+            raise UserError(f"{model.id} cannot be shown before retraining: {problem}")
+        gate = survivors(model, base)
+        return Run(model=base, gate=gate, output=self.predictor.run(base, self.pixels, gate))
+
+    def dense(self, model: Model) -> Output | None:
+        """Output of a variant's dense base, None without a usable one."""
+        base = self.registry.base_of(model)
+        return None if base is None else self.predictor.run(base, self.pixels)
+
+    def each(self, compute: Callable[[Model], T]) -> Cells[T]:
+        """Compute one cell per model; a failing one fails alone.
+
+        Raises:
+            UserError: If all fail.
+        """
+        cells: Cells[T] = Cells(self.failures)
+        for model in self.models:
+            try:
+                cells[model.id] = compute(model)
+            except UserError as error:
+                cells.failures[model.id] = str(error)
+            except Exception:
+                logger.exception("%s failed", model.id)
+                cells.failures[model.id] = f"{model.id} failed; the server's log says why."
+        if not cells:
+            raise UserError(" ".join(cells.failures.values()))
+        return cells

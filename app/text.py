@@ -1,0 +1,156 @@
+"""Every English sentence that the page shows, in one place.
+
+Words of the trade appear only where a sentence next to them says what they mean. What a method
+shows is said by the method itself (`AttributionMethod.shows`), and errors speak for themselves.
+"""
+
+from __future__ import annotations
+
+TITLE = "Neural burden"
+LEAD = (
+    "Pruning takes units out of a vision model, and those that stay must carry the rest. Give the "
+    "models a photo: see what each one says, where it looked, and which layers carry more than "
+    "before."
+)
+
+# Controls
+PHOTO = "Photo"
+PHOTO_ALT = "The photo you chose"
+PHOTO_HINT = "Drop a photo here, paste one, or click to choose a file"
+EXAMPLES = "Or try one of these"
+VARIANTS = "Models to compare"
+VARIANTS_HINT = "Two to four. MACs are the multiply-adds that one photo costs."
+BEFORE = "Before retraining"
+BEFORE_HINT = "Turns the pruned units of the dense model off, live, with no training afterwards."
+COMPARE = "Compare"
+METHOD = "Method"
+TARGET = "Explained class"
+TARGET_BASE = "the dense model's answer"
+TARGET_OWN = "each model's own answer"
+QUANTITY = "Show"
+LAYER = "Layer"
+SITE = "Part of the layer"
+SITE_KINDS = {"attn": "attention", "mlp": "MLP"}
+SITE_HINT = "Attention mixes patches; the MLP works on each patch alone."
+
+# Progress
+INVITATION = "Choose a photo and press Compare."
+WORKING_PREDICT = "Asking each model …"
+WORKING_BURDEN = "Measuring what each layer carries …"
+WORKING_ATTRIBUTION = "Tracing where each model looked: {method} …"
+STEP_OF = "Step {step} of {steps}"
+DONE = "Done in {seconds:.1f} s."
+
+# What each model says
+PREDICTIONS = "What each model says"
+PREDICTIONS_SHOWS = (
+    "The most likely classes; the small number is the change against the dense model, in "
+    "percentage points."
+)
+REFERENCE = "the reference"
+DISAGREES = "other answer than dense"
+NO_ANSWER = "No answer"
+
+# Where each model looked
+ATTRIBUTION = "Where each model looked"
+ATTRIBUTION_CROP = "The exact part of the photo that the models see."
+ATTRIBUTION_SAME_SCALE = "All columns share one colour scale."
+ATTRIBUTION_ALT = "{title}: {method} map for {target}, over the photo"
+CROP_ALT = "The part of the photo that the models see"
+LEGEND_ALT = "Colour scale: {title}"
+TARGET_IS = "for “{target}”"
+STEPS = "{steps} steps"
+COMPLETENESS = "sums to the score within {error}"
+NO_MAP = "No map"
+
+# What each layer carries
+BURDEN = "What each layer carries"
+QUANTITIES = {"burden": "burden", "load": "load", "residual": "output error"}
+QUANTITY_SHOWS = {
+    "burden": "Burden: how hard a layer's surviving units work, divided by how hard the same units "
+    "worked in the dense model. 1× is unchanged, 2× is twice as hard.",
+    "load": "Load: how much a layer's units write, relative to the signal they write into. Each "
+    "model by itself, with nothing divided out.",
+    "residual": "Output error: how far a layer's output is from the dense model's, as a share of "
+    "how much that output varies over the photo. 0 is identical.",
+}
+MAP_SHOWS = {
+    "burden": "Where on the photo that is: red patches ask more of the surviving units than they "
+    "did in the dense model, blue ones less.",
+    "load": "Where on the photo the units of this layer write most.",
+    "residual": "Where on the photo the output of this layer is furthest from the dense model's.",
+}
+CHART_ALT = "{quantity} of every layer of {title}: {values}"
+CHART_HINT = "Click a layer to see it on the photo."
+NULL_MARK = "hollow: before retraining"
+WHOLE_LAYER = "whole layer"
+MAP_ALT = "{title}: {quantity} of {site}, over the photo"
+NO_VALUES = "Nothing to compare"
+ALL_LAYERS = "All layers at once"
+ALL_LAYERS_HINT = "The same maps, small, for every layer and on the same colours."
+SHEET_ALT = "{title}: {quantity} of every layer, over the photo"
+NUMBERS = "The numbers"
+NUMBERS_HINT = (
+    "Selection is above 1 where pruning kept units that already worked harder than average: that "
+    "part of a high load is no overload. Signal is the size of the stream that the layer writes "
+    "into, against the dense model's."
+)
+NUMBER_COLUMNS = {
+    "value": "now",
+    "null": "before retraining",
+    "selection": "selection",
+    "stream": "signal",
+}
+
+# What each model costs
+COST = "What each model costs"
+COST_SHOWS = "Size and work of each file that is served here, and what this photo just took."
+COST_BEFORE = (
+    "With “before retraining” on, the pruned columns run the dense model with units turned off: it "
+    "is neither smaller nor faster. Accuracy, parameters, MACs and file size are those of the "
+    "pruned file."
+)
+COST_ROWS = {
+    "top1": ("Test accuracy", "share of test photos named correctly"),
+    "num_params": ("Parameters", "numbers learned in training"),
+    "macs": ("MACs", "multiply-adds for one photo"),
+    "size_bytes": ("File size", "the ONNX file"),
+    "latency_ms": ("Latency", "this photo, just measured"),
+    "kl": ("Distance from dense", "KL divergence of the answers in nats; 0 is the same answer"),
+}
+OF_DENSE = "of dense"
+
+# Foot
+RUNS_ON = "Predictions run on {provider}, gradients on {device}."
+PROVIDERS = {
+    "CPUExecutionProvider": "the CPU (ONNX Runtime)",
+    "CUDAExecutionProvider": "a CUDA GPU (ONNX Runtime)",
+}
+DEVICES = {"cpu": "the CPU (PyTorch)", "cuda": "a CUDA GPU (PyTorch)"}
+PARITY = "Served ONNX files agree with their PyTorch twins to {parity} in every score."
+PARITY_PENDING = "Agreement of ONNX and PyTorch is being checked."
+REFUSED = "Not served:"
+ABOUT = "About these measures"
+ABOUT_TEXT = (
+    "The idea of neural burden, neurons overloaded because they make up for pruned ones, is from "
+    "Wang et al., arXiv 2407.16716; the equations used here are this project's own.",
+    "A load is the root mean square of what a layer's units write, centred and divided by the size "
+    "of the signal they write into. Burden compares the same surviving units in two models, so a "
+    "layer is not called overloaded because strong units were kept. Hollow marks show the dense "
+    "model cut to those units with no training: what lies between a hollow mark and its full one "
+    "came with retraining.",
+    "A high burden is no verdict on a model: some ways of repairing a pruned model put load on the "
+    "survivors on purpose. Judge models by their accuracy at equal cost.",
+    "Example photos: Imagenette (fast.ai), a subset of ImageNet, validation split.",
+)
+
+# Errors
+ERROR_GENERIC = (
+    "Something went wrong here, and it has been logged. Try another photo, or reload the page."
+)
+ERROR_NO_PHOTO = "Choose a photo first: upload one, paste one, or click an example."
+ERROR_NOT_UPLOADED = (
+    "The image must be an uploaded file: in Python wrap its path in gradio_client.handle_file."
+)
+ERROR_NO_LIST = "variants must be a list of ids, got {variants!r}; /models lists them."
+ERROR_COUNT = "Choose two to four models; {count} chosen."

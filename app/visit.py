@@ -1,0 +1,234 @@
+"""What one open page is showing, and the steps that fill it: fast parts first, slow ones after.
+
+Every function yields HTML by the name of a part of the page. A newer request for the same part
+makes an older one stop at its next step, so a visitor who changes their mind never sees the older
+answer arrive last.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from app import chart, layer_maps, markup, text
+from app.errors import UserError
+from app.service import AttributionMethod, BurdenMaps, Cells, Service, VariantInfo
+from app.sites import layer_and_kind
+
+MIN_COLUMNS, MAX_COLUMNS = 2, 4
+TOP_K = 5
+STEPS = 3
+RESULTS = ("names", "predictions", "attribution", "chart", "maps", "sheets", "costs")
+Parts = dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class Choices:
+    """What the controls of the page say."""
+
+    variants: Sequence[str]
+    method: str
+    target: str
+    before: bool
+    """Show the dense model cut live instead of the trained variants."""
+    quantity: str
+    layer: int
+    """Counted from one."""
+    kind: str
+    """attn or mlp."""
+
+
+@dataclass
+class Visit:
+    """State of one open page; it changes while steps run."""
+
+    image: Image.Image | None = None
+    infos: tuple[VariantInfo, ...] = ()
+    choices: Choices | None = None
+    burdens: Cells[BurdenMaps] | None = None
+    site_chosen: bool = False
+    """Whether the visitor picked a layer; until then the most burdened one is shown."""
+    newest: dict[str, int] = field(default_factory=dict)
+
+    def ticket(self, part: str) -> int:
+        """A number that stays the newest until the part is asked for again."""
+        self.newest[part] = self.newest.get(part, 0) + 1
+        return self.newest[part]
+
+    def outdated(self, part: str, ticket: int) -> bool:
+        return self.newest[part] != ticket
+
+
+def compare(
+    service: Service, visit: Visit, load: Callable[[], Image.Image], choices: Choices
+) -> Iterator[Parts]:
+    """Everything about the photo that `load` gives.
+
+    Raises:
+        UserError: If the photo or the choice of variants is refused; the page then shows why, and
+            nothing of the photo before.
+    """
+    ticket, started = visit.ticket("all"), time.perf_counter()
+    visit.image, visit.choices, visit.burdens = None, choices, None
+    try:
+        infos = _chosen(service, choices.variants)
+        image = load()
+        service.crop(image, choices.variants)
+    except UserError as error:
+        yield dict.fromkeys(RESULTS, "") | {"status": markup.problem(str(error))}
+        raise
+    visit.image, visit.infos = image, infos
+    yield _placeholders(infos, choices)
+    answers = service.predict(image, choices.variants, TOP_K, before_retraining=choices.before)
+    if visit.outdated("all", ticket):
+        return
+    yield {
+        "predictions": markup.predictions(infos, answers, answers.failures),
+        "costs": markup.costs(infos, answers, before=choices.before),
+        "status": markup.progress(text.WORKING_BURDEN, step=2, steps=STEPS),
+    }
+    for parts in _slow_parts(service, visit, choices):
+        if visit.outdated("all", ticket):
+            return
+        yield parts
+    seconds = time.perf_counter() - started
+    yield {
+        "status": markup.done(text.DONE.format(seconds=seconds)),
+        "standing": markup.standing(service.status()),
+    }
+
+
+def _slow_parts(service: Service, visit: Visit, choices: Choices) -> Iterator[Parts]:
+    yield from burdens(service, visit)
+    tracing = text.WORKING_ATTRIBUTION.format(method=_method(service, choices.method).title)
+    yield {"status": markup.progress(tracing, step=3, steps=STEPS)}
+    yield from attributions(service, visit)
+
+
+def burdens(service: Service, visit: Visit) -> Iterator[Parts]:
+    """Chart and maps of the photo that is shown."""
+    if visit.image is None or visit.choices is None:
+        return
+    ticket, choices = visit.ticket("burden"), visit.choices
+    cells = service.burden(visit.image, choices.variants, choices.quantity)
+    if visit.outdated("burden", ticket):
+        return
+    visit.burdens = cells
+    update: Parts = {}
+    if not visit.site_chosen and (site := _most_burdened(cells)):
+        choices.layer, kind = layer_and_kind(site)
+        choices.kind = kind or choices.kind
+        update = {"layer": choices.layer, "kind": choices.kind}
+    yield update | {
+        "chart": chart.chart(
+            visit.infos,
+            cells,
+            cells.failures,
+            quantity=choices.quantity,
+            before=choices.before,
+        )
+    }
+    yield from site_maps(service, visit)
+    sheets = service.burden_sheets(visit.image, cells, _which(choices))
+    yield {"sheets": layer_maps.sheets(visit.infos, sheets, quantity=choices.quantity)}
+
+
+def site_maps(service: Service, visit: Visit) -> Iterator[Parts]:
+    """Maps of the chosen site, from loads measured before."""
+    if visit.image is None or visit.choices is None or visit.burdens is None:
+        return
+    choices, cells = visit.choices, visit.burdens
+    site = _site(cells, choices)
+    if site is None:
+        yield {"maps": ""}
+        return
+    yield {
+        "maps": layer_maps.maps(
+            visit.infos,
+            cells,
+            service.burden_pictures(visit.image, cells, site, _which(choices)),
+            site=site,
+            before=choices.before,
+            scale=service.burden_legend(cells, _which(choices)),
+        )
+    }
+
+
+def attributions(service: Service, visit: Visit) -> Iterator[Parts]:
+    """Attribution maps of the photo that is shown."""
+    if visit.image is None or visit.choices is None:
+        return
+    ticket, choices = visit.ticket("attribution"), visit.choices
+    cells = service.attribute(
+        visit.image,
+        choices.variants,
+        choices.method,
+        choices.target,
+        before_retraining=choices.before,
+    )
+    if visit.outdated("attribution", ticket):
+        return
+    yield {
+        "attribution": markup.attributions(
+            visit.infos,
+            cells,
+            cells.failures,
+            crop=service.crop(visit.image, choices.variants),
+            method=_method(service, choices.method),
+            scale=service.attribution_legend(cells) if cells else None,
+        ),
+    }
+
+
+def _chosen(service: Service, variants: Sequence[str]) -> tuple[VariantInfo, ...]:
+    known = {info.id: info for info in service.variants()}
+    if not min(MIN_COLUMNS, len(known)) <= len(variants) <= MAX_COLUMNS:
+        raise UserError(text.ERROR_COUNT.format(count=len(variants)))
+    if missing := [key for key in variants if key not in known]:
+        raise UserError(f"unknown model {missing[0]!r}; available: {', '.join(known)}")
+    return tuple(known[key] for key in known if key in variants)
+
+
+def _placeholders(infos: Sequence[VariantInfo], choices: Choices) -> Parts:
+    parts = {"predictions": text.PREDICTIONS, "attribution": text.ATTRIBUTION, "chart": text.BURDEN}
+    return {
+        "status": markup.progress(text.WORKING_PREDICT, step=1, steps=STEPS),
+        "names": markup.names(infos, before=choices.before),
+        "maps": "",
+        "sheets": "",
+        "costs": "",
+    } | {
+        part: markup.waiting(title, columns=len(infos), name=part) for part, title in parts.items()
+    }
+
+
+def _method(service: Service, name: str) -> AttributionMethod:
+    methods = {method.name: method for method in service.attribution_methods()}
+    if name not in methods:
+        raise UserError(f"unknown method {name!r}; available: {', '.join(methods)}")
+    return methods[name]
+
+
+def _which(choices: Choices) -> Any:
+    return "null" if choices.before else "trained"
+
+
+def _site(cells: Mapping[str, BurdenMaps], choices: Choices) -> str | None:
+    names = next((cell.site_names for cell in cells.values()), ())
+    wanted = (choices.layer, choices.kind)
+    exact = (name for name in names if layer_and_kind(name) in (wanted, (choices.layer, "")))
+    return next(exact, names[0] if names else None)
+
+
+def _most_burdened(cells: Mapping[str, BurdenMaps]) -> str | None:
+    found = [
+        (value, site)
+        for cell in cells.values()
+        for site, value in zip(cell.site_names, cell.values, strict=True)
+        if value is not None
+    ]
+    return max(found)[1] if found else None

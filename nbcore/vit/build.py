@@ -1,0 +1,180 @@
+"""Models by name and by architecture: timm in, `PrunableViT` out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.layers import Attention, Mlp
+from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
+from torch import Tensor, nn
+
+from nbcore.config import Arch, Merge, ModelConfig
+from nbcore.vit.model import PrunableViT
+from nbcore.vit.stem import STEMS, ConvStem
+
+
+def create_dense(config: ModelConfig, *, img_size: int, num_classes: int) -> PrunableViT:
+    """Build the dense model of a run, randomly initialised or from given weights.
+
+    Raises:
+        ValueError: If the model is not a plain timm VisionTransformer, or weights do not fit.
+    """
+    kwargs = dict(config.kwargs) | {"img_size": img_size, "num_classes": num_classes}
+    vit = _create_timm(config.name, kwargs, config.stem, pretrained=config.pretrained)
+    if config.weights:
+        _load_weights(vit, Path(config.weights))
+    first = vit.blocks[0]
+    arch = Arch(
+        name=config.name,
+        kwargs=kwargs,
+        stem=config.stem,
+        num_heads=tuple(block.attn.num_heads for block in vit.blocks),
+        hidden_features=tuple(block.mlp.fc1.out_features for block in vit.blocks),
+        head_dim=first.attn.head_dim,
+    )
+    return PrunableViT(vit, arch, None, *_normalisation(vit))
+
+
+def build_model(arch: Arch, merge: Merge | None = None) -> PrunableViT:
+    """Build a model with exactly the widths of `arch`, randomly initialised, BatchNorm folded.
+
+    This is how a shipped variant is rebuilt before its weights are loaded; its widths may differ
+    by block.
+    """
+    vit = _create_timm(arch.name, dict(arch.kwargs), arch.stem, pretrained=False)
+    if len(vit.blocks) != len(arch.num_heads):
+        raise ValueError(
+            f"{arch.name} has {len(vit.blocks)} blocks, arch lists {len(arch.num_heads)}"
+        )
+    for block, heads, neurons in zip(vit.blocks, arch.num_heads, arch.hidden_features, strict=True):
+        _resize_block(block, heads, neurons, arch.head_dim)
+    model = PrunableViT(vit, arch, merge, *_normalisation(vit))
+    fold_batchnorm(model)
+    return model
+
+
+def with_merge(model: PrunableViT, merge: Merge | None) -> PrunableViT:
+    """The same model (shared tensors) with another merging step."""
+    return PrunableViT(model.vit, replace(model.arch), merge, model.mean, model.std)
+
+
+def fold_batchnorm(model: PrunableViT) -> None:
+    """Fold the stem's BatchNorm in place, where there is one."""
+    if isinstance(model.vit.patch_embed, ConvStem):
+        model.vit.patch_embed.fold_batchnorm()
+
+
+def _create_timm(
+    name: str, kwargs: dict[str, Any], stem: str, *, pretrained: bool
+) -> VisionTransformer:
+    if not timm.is_model(name):
+        close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*patch16*")[:5])
+        raise ValueError(
+            f"timm has no model {name!r}; close names: {close or 'see timm.list_models()'}"
+        )
+    if stem != "patch":
+        kwargs = kwargs | {"embed_layer": STEMS[stem]}
+    try:
+        vit = timm.create_model(name, pretrained=pretrained, **kwargs)
+    except TypeError as error:
+        raise ValueError(f"{name} cannot be built as a VisionTransformer: {error}") from error
+    reason = _refusal(vit)
+    if reason:
+        raise ValueError(f"{name} cannot be pruned here: {reason}")
+    vit.patch_embed.strict_img_size = False
+    return vit
+
+
+def _refusal(vit: Any) -> str | None:
+    """Why a model does not fit the unit picture, or None."""
+    if type(vit) is not VisionTransformer:
+        return (
+            f"it is a {type(vit).__name__}; only timm's VisionTransformer has the sites this "
+            "library knows"
+        )
+    if vit.dynamic_img_size:
+        return "dynamic_img_size=True leaves the patch grid open; maps need a fixed grid"
+    if vit.patch_embed.grid_size[0] != vit.patch_embed.grid_size[1]:
+        return f"its patch grid {vit.patch_embed.grid_size} is not square"
+    for block in vit.blocks:
+        if type(block) is not Block:
+            return (
+                f"its blocks are {type(block).__name__}; only the sequential pre-norm Block adds "
+                "units one by one"
+            )
+        if type(block.attn) is not Attention or getattr(block.attn, "gate", None) is not None:
+            return (
+                f"its attention is {type(block.attn).__name__} or gated; heads must add up "
+                "linearly before proj"
+            )
+        if type(block.mlp) is not Mlp:
+            return (
+                f"its MLP is {type(block.mlp).__name__}; only fc1-activation-fc2 has separable "
+                "neurons"
+            )
+        if not isinstance(block.attn.norm, nn.Identity) or not isinstance(
+            block.mlp.norm, nn.Identity
+        ):
+            return (
+                "it normalises across units before proj or fc2, so one unit's removal changes the "
+                "others"
+            )
+    return None
+
+
+def _resize_block(block: Block, num_heads: int, hidden: int, head_dim: int) -> None:
+    attn, mlp = block.attn, block.mlp
+    inner = num_heads * head_dim
+    attn.num_heads, attn.head_dim, attn.attn_dim = num_heads, head_dim, inner
+    attn.scale = head_dim**-0.5
+    attn.qkv = _linear_like(attn.qkv, attn.qkv.in_features, 3 * inner)
+    attn.proj = _linear_like(attn.proj, inner, attn.proj.out_features)
+    mlp.fc1 = _linear_like(mlp.fc1, mlp.fc1.in_features, hidden)
+    mlp.fc2 = _linear_like(mlp.fc2, hidden, mlp.fc2.out_features)
+
+
+def _linear_like(layer: nn.Linear, in_features: int, out_features: int) -> nn.Linear:
+    return nn.Linear(
+        in_features,
+        out_features,
+        bias=layer.bias is not None,
+        device=layer.weight.device,
+        dtype=layer.weight.dtype,
+    )
+
+
+def _normalisation(vit: VisionTransformer) -> tuple[Tensor, Tensor]:
+    settings = vit.pretrained_cfg
+    return torch.tensor(settings["mean"]), torch.tensor(settings["std"])
+
+
+def _load_weights(vit: VisionTransformer, path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"weights file {path} does not exist")
+    if path.suffix == ".safetensors":
+        state = load_file(path)
+    else:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    state = checkpoint_filter_fn(state.get("state_dict", state.get("model", state)), vit)
+    own = vit.state_dict()
+    head = {
+        k for k in own if k.startswith("head.") and k in state and state[k].shape != own[k].shape
+    }
+    wrong = sorted(
+        k for k in state if k in own and k not in head and state[k].shape != own[k].shape
+    )
+    missing = sorted(k for k in own if k not in state and not k.startswith(("head.", "fc_norm.")))
+    if wrong or missing:
+        raise ValueError(
+            f"{path.name} does not fit: other shapes {wrong[:3]} ({len(wrong)} in all), missing "
+            f"{missing[:3]} "
+            f"({len(missing)} in all); the file must hold weights of the same timm model"
+        )
+    vit.load_state_dict(
+        {k: v for k, v in state.items() if k in own and k not in head}, strict=False
+    )

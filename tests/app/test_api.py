@@ -1,0 +1,236 @@
+"""The documented calls through gradio_client and plain HTTP, held against the service itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import httpx
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+from app import text
+from app.api import in_plain_words
+from app.errors import UserError
+from tests.app.folders import ids_by_mitigation
+from tests.app.serving import Served, broken_files, example_path, serve
+
+PHOTO = str(example_path())
+FILE_MARK = {"_type": "gradio.FileData"}
+
+
+@pytest.fixture(scope="module")
+def served(tiny_checkpoints: Path) -> Served:
+    return serve(tiny_checkpoints)
+
+
+@pytest.fixture(scope="module")
+def client(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Client:
+    return Client(served.url, verbose=False, download_files=tmp_path_factory.mktemp("downloads"))
+
+
+@pytest.fixture(scope="module")
+def ids(tiny_checkpoints: Path) -> dict[str, str]:
+    return ids_by_mitigation(tiny_checkpoints)
+
+
+def photo(served: Served) -> Image.Image:
+    return served.service.load_image(PHOTO)
+
+
+def call(url: str, name: str, data: list[Any]) -> tuple[str, Any]:
+    """What the last server-sent event of a plain HTTP call says."""
+    started = httpx.post(f"{url}/gradio_api/call/{name}", json={"data": data}, timeout=60)
+    event = started.raise_for_status().json()["event_id"]
+    answer = httpx.get(f"{url}/gradio_api/call/{name}/{event}", timeout=60).text
+    kind, body = answer.strip().split("\n\n")[-1].split("\n")
+    return kind.removeprefix("event: "), json.loads(body.removeprefix("data: "))
+
+
+def test_only_the_documented_calls_are_listed_with_their_types(client: Client) -> None:
+    endpoints = client.view_api(return_format="dict")["named_endpoints"]
+    signatures = {
+        name: {p["parameter_name"]: p["python_type"]["type"] for p in entry["parameters"]}
+        for name, entry in endpoints.items()
+    }
+    variants = "None | list[str]"
+    assert signatures == {
+        "/models": {},
+        "/predict": {"image": "filepath", "variants": variants, "top_k": "int"},
+        "/attribute": {"image": "filepath", "variants": variants, "method": "str", "target": "str"},
+        "/burden": {"image": "filepath", "variants": variants, "quantity": "str"},
+        "/compare": {"image": "filepath", "variants": variants, "method": "str", "target": "str"},
+    }
+    returned = endpoints["/predict"]["returns"][0]["python_type"]["type"]
+    assert "top: list[dict(class: str, prob: float, change: None | float)]" in returned
+    assert all(entry["description"] for entry in endpoints.values())
+
+
+def test_models_are_those_of_the_manifest(client: Client, tiny_checkpoints: Path) -> None:
+    listed = json.loads((tiny_checkpoints / "manifest.json").read_text())["variants"]
+    found = client.predict(api_name="/models")
+    same = ("id", "dataset", "base", "mitigation", "macs", "num_params", "classes", "grid")
+    assert [[m[key] for key in same] for m in found] == [[v[key] for key in same] for v in listed]
+    assert [m["size_bytes"] for m in found] == [v["files"]["onnx"]["size_bytes"] for v in listed]
+
+
+def test_predictions_are_those_of_the_service(
+    client: Client, served: Served, ids: dict[str, str]
+) -> None:
+    found = client.predict(handle_file(PHOTO), api_name="/predict")
+    expected = served.service.predict(photo(served))
+    assert list(found) == list(expected) == [ids["dense"], ids["none"], ids["handoff"]]
+    for key, cell in expected.items():
+        assert found[key]["top"] == [
+            {"class": c.class_name, "prob": c.prob, "change": c.change} for c in cell.top
+        ]
+        assert found[key]["kl_to_base"] == cell.kl_to_base
+        assert found[key]["provider"] == "CPUExecutionProvider"
+
+
+def test_attributions_explain_the_class_that_was_asked_for(
+    client: Client, served: Served, ids: dict[str, str]
+) -> None:
+    target = served.service.variants()[0].classes[-1]
+    chosen = [ids["none"], ids["token_merging"]]
+    found = client.predict(handle_file(PHOTO), chosen, "saliency", target, api_name="/attribute")
+    expected = served.service.attribute(photo(served), chosen, "saliency", target)
+    assert list(found) == chosen
+    for key, cell in found.items():
+        assert (cell["target"], cell["signed"]) == (target, False)
+        assert np.allclose(cell["values"], expected[key].values, rtol=1e-5)
+        with Image.open(cell["picture"]) as picture:
+            assert picture.format == "PNG"
+            assert np.array_equal(np.asarray(picture), np.asarray(expected[key].picture))
+
+
+@pytest.mark.parametrize("quantity", ["burden", "load", "residual"])
+def test_burdens_line_up_with_their_sites(
+    client: Client, served: Served, ids: dict[str, str], quantity: str
+) -> None:
+    chosen = [ids["dense"], ids["handoff"]]
+    found = client.predict(handle_file(PHOTO), chosen, quantity, api_name="/burden")
+    expected = served.service.burden(photo(served), chosen, quantity)
+    for key in chosen:
+        cell, own = found[key], expected[key]
+        assert [site["name"] for site in cell["sites"]] == list(own.site_names)
+        assert np.allclose([s["value"] for s in cell["sites"]], own.values, rtol=1e-6)  # type: ignore[arg-type]
+        assert np.allclose(cell["maps"], own.maps, rtol=1e-6)  # type: ignore[arg-type]
+        with Image.open(cell["picture"]) as picture:
+            assert picture.format == "PNG"
+    if quantity == "burden":
+        assert [site["value"] for site in found[ids["dense"]]["sites"]] == pytest.approx(
+            [1.0] * len(found[ids["dense"]]["sites"])
+        )
+
+
+def test_comparison_holds_all_parts_and_the_crop(
+    client: Client, served: Served, ids: dict[str, str]
+) -> None:
+    found = client.predict(handle_file(PHOTO), None, "saliency", api_name="/compare")
+    shown = [ids["dense"], ids["none"], ids["handoff"]]
+    assert [list(found[part]) for part in ("predictions", "attributions", "burdens")] == [shown] * 3
+    assert list(found["differences"]) == shown[1:]
+    assert found["failures"] == {}
+    top = {key: cell["top"][0]["class"] for key, cell in found["predictions"].items()}
+    for key in shown[1:]:
+        assert found["differences"][key]["same_class"] == (top[key] == top[ids["dense"]])
+    with Image.open(found["image"]) as crop:
+        assert np.array_equal(np.asarray(crop), np.asarray(served.service.crop(photo(served))))
+
+
+def test_bad_uploads_are_answered_with_a_sentence_and_the_app_goes_on(
+    client: Client, tmp_path: Path
+) -> None:
+    for path, words in broken_files(tmp_path).items():
+        with pytest.raises(AppError, match=words):
+            client.predict(handle_file(str(path)), api_name="/predict")
+    assert client.predict(handle_file(PHOTO), api_name="/predict")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("/predict", (["nope"],), "unknown variant 'nope'; available: "),
+        ("/predict", ("dense",), "variants must be a list of ids, got 'dense'"),
+        ("/predict", (None, 0), "top_k must be a whole number of at least 1, got 0"),
+        ("/attribute", (None, "magic"), "unknown method 'magic'; available: "),
+        ("/attribute", (None, "saliency", "unicorn"), "unknown target 'unicorn'; available: base"),
+        ("/burden", (None, "weight"), "unknown quantity 'weight'; available: burden"),
+    ],
+)
+def test_wrong_arguments_are_answered_with_the_right_ones(
+    client: Client, name: str, arguments: tuple[Any, ...], words: str
+) -> None:
+    with pytest.raises(AppError, match=words):
+        client.predict(handle_file(PHOTO), *arguments, api_name=name)
+
+
+def test_plain_http_takes_null_for_what_has_a_default(served: Served, ids: dict[str, str]) -> None:
+    with Path(PHOTO).open("rb") as file:
+        uploaded = httpx.post(f"{served.url}/gradio_api/upload", files={"files": file}).json()[0]
+    image = {"path": uploaded, "meta": FILE_MARK}
+    kind, found = call(served.url, "predict", [image, [ids["none"]], None])
+    assert kind == "complete"
+    assert list(found[0]) == [ids["none"]]
+    assert len(found[0][ids["none"]]["top"]) == 5
+    kind, found = call(served.url, "attribute", [image, [ids["none"]], "saliency", None])
+    picture = httpx.get(found[0][ids["none"]]["picture"]["url"])
+    assert picture.content.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        ({"path": PHOTO}, text.ERROR_NOT_UPLOADED),
+        # Gradio itself refuses what bears its mark and lies outside its folder, without words.
+        ({"path": PHOTO, "meta": FILE_MARK}, None),
+        ({"path": "../../etc/passwd"}, text.ERROR_NOT_UPLOADED),
+        ({"path": 7}, text.ERROR_NOT_UPLOADED),
+        (PHOTO, text.ERROR_NOT_UPLOADED),
+        (["a"], text.ERROR_NOT_UPLOADED),
+        (None, text.ERROR_NO_PHOTO),
+    ],
+)
+def test_no_file_of_the_server_can_be_named_as_an_upload(
+    served: Served, image: Any, words: str | None
+) -> None:
+    kind, said = call(served.url, "predict", [image, None, None])
+    assert (kind, said["error"]) == ("error", words)
+
+
+def test_calls_cannot_go_around_the_queue(served: Served) -> None:
+    answer = httpx.post(f"{served.url}/gradio_api/run/models", json={"data": []})
+    assert answer.status_code == 404
+    assert "join the queue" in answer.text
+
+
+def test_only_sentences_for_people_pass_the_translation(caplog: pytest.LogCaptureFixture) -> None:
+    def refuse() -> None:
+        raise UserError("Send a smaller photo.")
+
+    def fail() -> None:
+        raise RuntimeError("secret path /home/x")
+
+    def fail_late() -> Iterator[int]:
+        yield 1
+        fail()
+
+    with pytest.raises(gr.Error) as sentence:
+        in_plain_words(refuse)()
+    assert sentence.value.message == "Send a smaller photo."
+    with pytest.raises(gr.Error) as generic:
+        in_plain_words(fail)()
+    assert generic.value.message == text.ERROR_GENERIC
+    steps = in_plain_words(fail_late)()
+    assert next(steps) == 1
+    with pytest.raises(gr.Error) as late:
+        next(steps)
+    assert late.value.message == text.ERROR_GENERIC
+    assert "secret path" in caplog.text

@@ -1,0 +1,261 @@
+"""The page as a person gets it, in a real Chromium: only this sees what the browser makes of it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.amounts import percent, ratio
+from tests.app.folders import ids_by_mitigation
+from tests.app.serving import Served, broken_files, serve
+
+pytestmark = pytest.mark.browser
+
+WAIT_MS = 60_000
+PHONE = {"width": 390, "height": 844}
+DESKTOP = {"width": 1280, "height": 900}
+FILE_INPUT = "#nb-photo input[type=file]"
+CLEAR = "#nb-photo button[aria-label='Clear'], #nb-photo button[aria-label='Remove Image']"
+
+
+class Visitor:
+    """A browser window at the page, and what it met on the way."""
+
+    def __init__(self, browser: Any, served: Served, **options: Any) -> None:
+        self.served = served
+        self.context = browser.new_context(**({"viewport": DESKTOP} | options))
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(WAIT_MS)
+        self.errors: list[str] = []
+        self.hosts: set[str | None] = set()
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", self._hear)
+        self.page.on("request", lambda request: self.hosts.add(urlparse(request.url).hostname))
+        self.page.goto(served.url)
+        self.page.wait_for_selector(".nb-done")
+
+    def _hear(self, message: Any) -> None:
+        if message.type == "error":
+            self.errors.append(message.text)
+
+    def mark(self) -> None:
+        """Remember the status line that is shown, to tell it from the next one."""
+        self.page.eval_on_selector(".nb-status", "line => line.dataset.old = '1'")
+
+    def wait(self, kind: str = "done") -> str:
+        """The next status line of a kind."""
+        line = self.page.wait_for_selector(f".nb-{kind}:not([data-old])")
+        return str(line.inner_text())
+
+    def upload(self, path: Path) -> None:
+        if self.page.query_selector(FILE_INPUT) is None:
+            self.page.click(CLEAR)
+        self.mark()
+        self.page.set_input_files(FILE_INPUT, str(path))
+
+    def picture(self, selector: str) -> Image.Image:
+        """The picture that an `<img>` really holds."""
+        source = self.page.get_attribute(selector, "src")
+        return Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1])))
+
+    def texts(self, selector: str) -> list[str]:
+        return [element.inner_text() for element in self.page.query_selector_all(selector)]
+
+    def overflow(self) -> int:
+        """Pixels by which the page is wider than the window."""
+        return int(self.page.evaluate("document.documentElement.scrollWidth - innerWidth"))
+
+
+@pytest.fixture(scope="module")
+def served(tiny_checkpoints: Path) -> Served:
+    return serve(tiny_checkpoints)
+
+
+@pytest.fixture(scope="module")
+def ids(tiny_checkpoints: Path) -> list[str]:
+    """Those compared by default."""
+    found = ids_by_mitigation(tiny_checkpoints)
+    return [found["dense"], found["none"], found["handoff"]]
+
+
+@pytest.fixture
+def visitor(browser: Any, served: Served) -> Iterator[Visitor]:
+    window = Visitor(browser, served)
+    yield window
+    window.context.close()
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A photo wider than high, so that the crop differs from it."""
+    path = tmp_path_factory.mktemp("photos") / "own.png"
+    pixels = np.random.default_rng(1).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((90, 60), Image.Resampling.NEAREST).save(path)
+    return path
+
+
+def test_first_view_compares_the_default_models_on_an_example(
+    visitor: Visitor, ids: list[str]
+) -> None:
+    page = visitor.page
+    assert page.eval_on_selector_all("#nb-variants input", "all => all.map(i => i.checked)") == [
+        True,
+        True,
+        False,
+        True,
+    ]
+    columns = page.query_selector_all("#nb-predictions .nb-cell")
+    assert [len(column.query_selector_all("li")) for column in columns] == [5, 5, 5]
+    pictures = page.query_selector_all("#nb-attribution img, #nb-maps img")
+    assert len(pictures) == (1 + 3 + 1) + (3 + 1)
+    for picture in pictures:
+        assert picture.get_attribute("alt")
+        assert picture.evaluate("image => image.complete && image.naturalWidth > 0")
+    assert page.locator("#nb-chart .nb-track .nb-mark:not(.nb-null)").count() == 3 * 6
+    assert page.locator("#nb-chart .nb-track .nb-null").count() == 2 * 6
+    assert "Predictions run on the CPU" in page.inner_text("#nb-standing-block")
+    accuracies = {i.id: percent(i.metrics["top1"]) for i in visitor.served.service.variants()}
+    assert visitor.texts("#nb-costs tbody tr:first-child td") == [accuracies[key] for key in ids]
+
+
+def test_page_is_silent_and_stays_at_home(visitor: Visitor) -> None:
+    visitor.mark()
+    visitor.page.click("#nb-compare")
+    visitor.wait()
+    assert visitor.errors == []
+    assert visitor.hosts <= {"127.0.0.1", None, ""}
+
+
+def test_an_upload_is_answered_with_the_numbers_of_the_service(
+    visitor: Visitor, served: Served, ids: list[str], photo: Path
+) -> None:
+    visitor.upload(photo)
+    visitor.wait()
+    image = served.service.load_image(photo)
+    shown = visitor.picture("#nb-attribution .nb-side img")
+    assert np.array_equal(np.asarray(shown), np.asarray(served.service.crop(image)))
+    expected = served.service.predict(image, ids)
+    probs = visitor.texts("#nb-predictions .nb-prob")
+    assert probs == [percent(top.prob) for key in ids for top in expected[key].top]
+    burdens = served.service.burden(image, ids)
+    visitor.page.click("#nb-chart summary")
+    numbers = visitor.texts("#nb-chart .nb-table tbody td:nth-child(2)")
+    assert numbers == [ratio(value) for key in ids for value in burdens[key].values]
+
+
+def test_pasted_photo_is_compared(visitor: Visitor, photo: Path) -> None:
+    visitor.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    code = base64.b64encode(photo.read_bytes()).decode()
+    visitor.page.evaluate(
+        """async (code) => {
+          const bytes = Uint8Array.from(atob(code), (letter) => letter.charCodeAt(0));
+          const blob = new Blob([bytes], {type: 'image/png'});
+          await navigator.clipboard.write([new ClipboardItem({'image/png': blob})]);
+        }""",
+        code,
+    )
+    before = visitor.texts("#nb-predictions .nb-prob")
+    visitor.page.click(CLEAR)
+    visitor.mark()
+    visitor.page.click("#nb-photo button[aria-label='Paste from clipboard']")
+    visitor.wait()
+    assert visitor.texts("#nb-predictions .nb-prob") != before
+
+
+def test_broken_files_get_a_sentence_and_the_page_goes_on(visitor: Visitor, tmp_path: Path) -> None:
+    for path, words in broken_files(tmp_path).items():
+        visitor.upload(path)
+        assert words in visitor.wait("problem")
+        assert visitor.page.inner_text("#nb-predictions-block").strip() == ""
+    assert "169.0 megapixels" in " ".join(visitor.texts(".toast-body"))
+    visitor.mark()
+    visitor.page.click("[data-example='2']")
+    visitor.wait()
+    assert len(visitor.texts("#nb-predictions .nb-cell")) == 3
+
+
+def test_layers_are_reached_by_slider_part_and_chart(visitor: Visitor) -> None:
+    page = visitor.page
+    page.fill("#nb-layer input[type=number]", "2")
+    page.press("#nb-layer input[type=number]", "Enter")
+    page.wait_for_selector("#nb-maps >> text=layer 2,")
+    page.click("#nb-kind label >> nth=0")
+    page.wait_for_selector("#nb-maps >> text=layer 2, attention")
+    page.click("#nb-kind label >> nth=1")
+    page.wait_for_selector("#nb-maps >> text=layer 2, MLP")
+    page.click(".nb-cell [data-layer='1'] >> nth=0")
+    page.wait_for_selector("#nb-maps >> text=layer 1, MLP")
+    assert page.input_value("#nb-layer input[type=number]") == "1"
+    page.click("#nb-sheets button")
+    assert page.locator("#nb-sheets img").count() == 3
+    page.wait_for_function(
+        "[...document.querySelectorAll('#nb-sheets img')].every(i => i.naturalWidth > 0)"
+    )
+
+
+def test_before_retraining_runs_the_cut_model(
+    visitor: Visitor, served: Served, ids: list[str], photo: Path
+) -> None:
+    visitor.upload(photo)
+    visitor.wait()
+    visitor.mark()
+    visitor.page.click("#nb-before input")
+    visitor.wait()
+    cut = served.service.predict(served.service.load_image(photo), ids, before_retraining=True)
+    assert visitor.texts("#nb-predictions .nb-prob") == [
+        percent(top.prob) for key in ids for top in cut[key].top
+    ]
+    assert visitor.page.locator("#nb-chart .nb-null").count() == 0
+
+
+def test_another_method_and_class_redraw_the_maps_only(visitor: Visitor) -> None:
+    page = visitor.page
+    before = page.get_attribute("#nb-attribution .nb-cell img", "src")
+    asked = page.inner_text("#nb-predictions-block")
+    page.click("#nb-method label >> nth=1")
+    page.wait_for_function(
+        "old => { const now = document.querySelector('#nb-attribution .nb-cell img');"
+        " return now && now.src !== old; }",
+        arg=before,
+    )
+    target = visitor.served.service.variants()[0].classes[-1]
+    page.click("#nb-target input")
+    page.click(f"#nb-target [role=option][aria-label='{target}'], li[aria-label='{target}']")
+    page.wait_for_selector(f"#nb-attribution >> text=for “{target}”")
+    assert page.inner_text("#nb-predictions-block") == asked
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_phone_needs_no_sideways_scrolling(browser: Any, served: Served, scheme: str) -> None:
+    visitor = Visitor(browser, served, viewport=PHONE, color_scheme=scheme, has_touch=True)
+    assert visitor.overflow() <= 0
+    # Four columns are the most there can be.
+    visitor.page.click("#nb-variants label:has(input:not(:checked)) >> nth=0")
+    visitor.mark()
+    visitor.page.click("#nb-compare")
+    visitor.wait()
+    visitor.page.click("#nb-chart summary")
+    visitor.page.click("#nb-sheets button")
+    assert len(visitor.texts("#nb-predictions .nb-cell")) == 4
+    assert visitor.overflow() <= 0
+    widths = visitor.page.eval_on_selector_all(
+        "#nb-page .nb-cell, #nb-page .nb-table", "all => all.map(e => e.scrollWidth - e.clientWidth)"
+    )
+    assert max(widths) <= 1
+    visitor.context.close()
+
+
+def test_names_of_the_columns_stay_in_view(visitor: Visitor) -> None:
+    visitor.page.evaluate("window.scrollTo(0, 1200)")
+    top = visitor.page.eval_on_selector(
+        "#nb-names-block", "heads => heads.getBoundingClientRect().top"
+    )
+    assert 0 <= top < 5

@@ -1,0 +1,88 @@
+"""Health routes, limits and what the page's HTML asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+from starlette.routing import Mount
+
+from app.server import create_app
+from app.service import Service
+from app.settings import Settings
+from tests.app.folders import copy_of, flip_byte, ids_by_mitigation
+from tests.app.serving import Served, serve
+
+
+@pytest.fixture(scope="module")
+def served(tiny_checkpoints: Path) -> Served:
+    return serve(tiny_checkpoints)
+
+
+def test_ready_only_once_the_start_up_checks_are_done(tiny_checkpoints: Path) -> None:
+    settings = Settings(checkpoints=tiny_checkpoints, device="cpu", threads=1)
+    service = Service.from_settings(settings)
+    client = TestClient(create_app(service, settings))
+    assert client.get("/healthz").json() == {"status": "ok"}
+    before = client.get("/readyz")
+    assert (before.status_code, before.json()["ready"]) == (503, False)
+    service.start_checks()
+    assert service.parity.wait(60)
+    after = client.get("/readyz")
+    assert (after.status_code, after.json()["ready"]) == (200, True)
+    assert after.json()["provider"] == "CPUExecutionProvider"
+    assert all(difference <= 1e-5 for difference in after.json()["parity"].values())
+
+
+def test_a_damaged_variant_is_refused_by_name_and_the_others_are_served(
+    tiny_checkpoints: Path, tmp_path: Path
+) -> None:
+    folder = copy_of(tiny_checkpoints, tmp_path)
+    ids = ids_by_mitigation(folder)
+    flip_byte(folder / ids["none"] / "model.onnx")
+    settings = Settings(checkpoints=folder, device="cpu", threads=1)
+    service = Service.from_settings(settings)
+    service.start_checks()
+    assert service.parity.wait(60)
+    found = TestClient(create_app(service, settings)).get("/readyz").json()
+    assert sorted(found["variants"]) == sorted(set(ids.values()) - {ids["none"]})
+    assert list(found["refused"]) == [ids["none"]]
+    assert "sha256" in found["refused"][ids["none"]]
+    assert found["ready"]
+
+
+def test_page_asks_no_other_host_for_anything(served: Served) -> None:
+    page = httpx.get(served.url).text
+    styles = httpx.get(f"{served.url}/theme.css").text
+    assert "fonts.googleapis" not in page + styles
+    assert '"analytics_enabled":false' in page.replace(" ", "")
+
+
+def test_uploads_above_the_limit_are_turned_away(served: Served) -> None:
+    limit = int(Settings().max_upload_mb * 1024 * 1024)
+    upload = f"{served.url}/gradio_api/upload"
+    refused = httpx.post(upload, files={"files": ("a.png", bytes(limit + 1))}, timeout=60)
+    assert refused.status_code == 413
+    assert httpx.post(upload, files={"files": ("a.png", b"small")}).status_code == 200
+    assert httpx.get(f"{served.url}/healthz").status_code == 200
+
+
+def test_queue_is_bounded_and_the_page_keeps_its_events_to_itself(tiny_checkpoints: Path) -> None:
+    settings = Settings(checkpoints=tiny_checkpoints, device="cpu", queue_size=3, concurrency=1)
+    app = create_app(Service.from_settings(settings), settings)
+    mounted = next(route.app for route in app.routes if isinstance(route, Mount))
+    blocks = mounted.get_blocks()  # type: ignore[attr-defined]
+    assert blocks._queue.max_size == 3
+    assert blocks.delete_cache == (3600, 3600)
+    open_to_all = {
+        fn.api_name: fn.concurrency_limit
+        for fn in blocks.fns.values()
+        if fn.api_visibility != "private"
+    }
+    computed = dict.fromkeys(("predict", "attribute", "burden", "compare"), 1)
+    assert open_to_all == computed | {"models": None}
+    # One line for everything that computes, or page and API together would exceed the limit.
+    lines = {fn.concurrency_id for fn in blocks.fns.values() if fn.concurrency_limit == 1}
+    assert "compute" in lines

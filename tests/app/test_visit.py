@@ -1,0 +1,182 @@
+"""Steps of one visitor's page, run by hand against a real tiny service."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from app import visit
+from app.errors import UserError
+from app.service import Service
+from app.sites import layer_and_kind, site_words
+from app.visit import Choices, Visit
+from tests.app.folders import ids_by_mitigation
+from tests.app.serving import example_path, serve
+
+
+@pytest.fixture(scope="module")
+def service(tiny_checkpoints: Path) -> Service:
+    return serve(tiny_checkpoints).service
+
+
+@pytest.fixture(scope="module")
+def ids(tiny_checkpoints: Path) -> list[str]:
+    """Dense and two pruned variants."""
+    found = ids_by_mitigation(tiny_checkpoints)
+    return [found["dense"], found["none"], found["handoff"]]
+
+
+@pytest.fixture
+def choices(ids: list[str]) -> Callable[..., Choices]:
+    def make(**changed: Any) -> Choices:
+        values: dict[str, Any] = {
+            "variants": ids,
+            "method": "saliency",
+            "target": "base",
+            "before": False,
+            "quantity": "burden",
+            "layer": 1,
+            "kind": "attn",
+        }
+        return Choices(**(values | changed))
+
+    return make
+
+
+def photo() -> Image.Image:
+    return Image.open(example_path()).convert("RGB")
+
+
+def test_predictions_come_first_and_attributions_last(
+    service: Service, choices: Callable[..., Choices]
+) -> None:
+    filled: list[str] = []
+    for parts in visit.compare(service, Visit(), photo, choices()):
+        filled += [n for n, value in parts.items() if value and "nb-skeleton" not in str(value)]
+    order = [name for name in filled if name in visit.RESULTS]
+    assert order == ["names", "predictions", "costs", "chart", "maps", "sheets", "attribution"]
+    assert filled[-2:] == ["status", "standing"]
+
+
+def test_status_counts_up_to_done(service: Service, choices: Callable[..., Choices]) -> None:
+    said = [p["status"] for p in visit.compare(service, Visit(), photo, choices()) if "status" in p]
+    assert [f"Step {k} of 3" in words for k, words in enumerate(said[:-1], 1)] == [True] * 3
+    assert "Done in" in said[-1]
+
+
+def test_the_newer_comparison_stops_the_older(
+    service: Service, choices: Callable[..., Choices]
+) -> None:
+    state = Visit()
+    older = visit.compare(service, state, photo, choices())
+    next(older)
+    newer = list(visit.compare(service, state, photo, choices(method="input_x_gradient")))
+    assert list(older) == []
+    assert "Done in" in newer[-1]["status"]
+
+
+def test_the_newer_attribution_replaces_one_that_is_under_way(
+    service: Service, choices: Callable[..., Choices], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = Visit()
+    list(visit.compare(service, state, photo, choices()))
+    answer, newer = service.attribute, []
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(service, "attribute", answer)
+        newer.extend(visit.attributions(service, state))
+        return answer(*args, **kwargs)
+
+    monkeypatch.setattr(service, "attribute", interrupted)
+    assert list(visit.attributions(service, state)) == []
+    assert len(newer) == 1
+
+
+def test_a_refused_photo_clears_the_page_and_says_why(
+    service: Service, choices: Callable[..., Choices]
+) -> None:
+    state = Visit()
+    list(visit.compare(service, state, photo, choices()))
+
+    def refuse() -> Image.Image:
+        raise UserError("This <file> is no picture")
+
+    steps = visit.compare(service, state, refuse, choices())
+    shown = next(steps)
+    assert "This &lt;file&gt; is no picture" in shown["status"]
+    assert [shown[name] for name in visit.RESULTS] == [""] * len(visit.RESULTS)
+    with pytest.raises(UserError, match="This <file> is no picture"):
+        next(steps)
+    # Nothing of the photo before can come back through the other controls.
+    assert [*visit.burdens(service, state), *visit.site_maps(service, state)] == []
+    assert list(visit.attributions(service, state)) == []
+
+
+@pytest.mark.parametrize(
+    ("take", "words"),
+    [(1, "two to four models; 1 chosen"), (5, "two to four models; 5 chosen")],
+)
+def test_two_to_four_models_are_compared(
+    service: Service, choices: Callable[..., Choices], ids: list[str], take: int, words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        list(visit.compare(service, Visit(), photo, choices(variants=(ids * 2)[:take])))
+
+
+def test_an_unknown_model_is_answered_with_the_known_ones(
+    service: Service, choices: Callable[..., Choices], ids: list[str]
+) -> None:
+    with pytest.raises(UserError, match=rf"unknown model 'x'; available: {ids[0]}, "):
+        list(visit.compare(service, Visit(), photo, choices(variants=["x", ids[0]])))
+
+
+def test_the_most_burdened_site_is_shown_until_one_is_chosen(
+    service: Service, choices: Callable[..., Choices]
+) -> None:
+    state = Visit()
+    steps = list(visit.compare(service, state, photo, choices()))
+    update = next(parts for parts in steps if "layer" in parts)
+    assert state.burdens is not None
+    worst = max(
+        (value, site)
+        for found in state.burdens.values()
+        for site, value in zip(found.site_names, found.values, strict=True)
+        if value is not None
+    )[1]
+    assert (update["layer"], update["kind"]) == layer_and_kind(worst)
+    assert site_words(worst) in next(parts["maps"] for parts in steps if parts.get("maps"))
+
+    state.site_chosen = True
+    again = list(visit.compare(service, state, photo, choices(layer=1, kind="mlp")))
+    assert not any("layer" in parts for parts in again)
+    assert "layer 1, MLP" in next(parts["maps"] for parts in again if parts.get("maps"))
+
+
+def test_before_retraining_shows_the_dense_model_cut_live(
+    service: Service, choices: Callable[..., Choices], ids: list[str]
+) -> None:
+    state = Visit(site_chosen=True)
+    steps = list(visit.compare(service, state, photo, choices(before=True)))
+    page = {name: value for parts in steps for name, value in parts.items()}
+    cut = service.predict(photo(), ids, before_retraining=True)
+    trained = service.predict(photo(), ids)
+    prob = f"{100 * cut[ids[1]].top[0].prob:.1f}\u202f%"
+    assert cut[ids[1]].top[0].prob != trained[ids[1]].top[0].prob
+    assert prob in page["predictions"].split('class="nb-cell"')[2]
+    null = service.burden(photo(), ids)[ids[1]].null_values
+    assert null is not None
+    assert f"layer 1, attention: <b>{null[0]:.2f}×</b>" in page["maps"]
+    assert "neither smaller nor faster" in page["costs"]
+
+
+def test_whole_layers_need_no_part(service: Service, choices: Callable[..., Choices]) -> None:
+    state = Visit(site_chosen=True)
+    steps = list(visit.compare(service, state, photo, choices(quantity="residual", layer=2)))
+    page = {name: value for parts in steps for name, value in parts.items()}
+    assert "layer 2: <b>" in page["maps"]
+    # The dense model differs from itself nowhere.
+    assert "layer 2: <b>0.000</b>" in page["maps"].split('class="nb-cell"')[1]
