@@ -123,8 +123,6 @@ def _serve(settings: Settings, bound: socket.socket) -> int:
 
     try:
         service = Service.from_settings(settings)
-        if not service.variants():
-            raise ValueError("no variant can be served: " + "; ".join(service.refused().values()))
     except (ValueError, UserError) as error:
         return _refuse(error)
     app = create_app(service, settings)

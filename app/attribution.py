@@ -12,7 +12,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from captum.attr import InputXGradient, Saliency
 from PIL import Image
 from torch import Tensor
 
@@ -145,6 +144,8 @@ def saliency(logit: Logit, image: Tensor) -> PixelAttribution:
     Source:
         Simonyan et al., "Deep Inside Convolutional Networks", arXiv:1312.6034.
     """
+    from captum.attr import Saliency
+
     return PixelAttribution(values=Saliency(logit).attribute(image, abs=False))
 
 
@@ -163,6 +164,8 @@ def input_x_gradient(logit: Logit, image: Tensor) -> PixelAttribution:
     Source:
         Shrikumar et al., "Not Just a Black Box", arXiv:1605.01713.
     """
+    from captum.attr import InputXGradient
+
     return PixelAttribution(values=InputXGradient(logit).attribute(image))
 
 

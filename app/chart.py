@@ -14,6 +14,7 @@ from app.markup import failure, grid, section
 from app.service import BurdenMaps, VariantInfo
 from app.sites import layer_and_kind, quantity_words, site_words
 
+FRACTIONS = {1: "½", 2: "¼", 3: "⅛"}
 BLOCK = "block-output"
 """Style of a mark that belongs to a whole layer."""
 LEAST = 1 / 64
@@ -44,7 +45,7 @@ class Axis:
 
 
 def _power(k: int) -> str:
-    return f"{2**k}×" if k >= 0 else f"1/{2**-k}×"
+    return f"{2**k}×" if k >= 0 else f"{FRACTIONS.get(-k, f'1/{2**-k}')}×"
 
 
 def axis_of(cells: Mapping[str, BurdenMaps]) -> Axis:

@@ -7,18 +7,19 @@ halved, until all misses together are small against the whole change.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from captum.attr import IntegratedGradients
 from torch import Tensor
 
 SEGMENT_STEPS = 5
 FIRST_SEGMENTS = 4
 MAX_STEPS = 200
 ACCEPTED_MISS = 0.01
-"""Of the logit's change, for the sizes of all segments' misses together."""
+"""What the sum may miss, as a share of the logit's change."""
+ACCEPTED_MISSES = 0.03
+"""What the segments may miss if none cancels another: a sum can also be right by luck."""
 
 Logit = Callable[[Tensor], Tensor]
 """Images [B, 3, S, S] -> the explained class's logit [B]."""
@@ -48,8 +49,9 @@ class PathIntegral:
 def integrate(logit: Logit, reference: Tensor, image: Tensor) -> PathIntegral:
     """Integrated gradients of one photo.
 
-    Stops when the sizes of the segments' misses add up to at most 1 % of the change, or when
-    another halving would take more than 200 gradients.
+    Stops when the sum misses at most 1 % of the change, and the segments' misses add up to at most
+    3 % regardless of their signs, or when another halving would take more than 200 gradients. On
+    photos, maps are then within 2 to 5 % of what 120 gradients in equal segments give.
 
     Args:
         logit: Differentiable with respect to the image.
@@ -64,10 +66,7 @@ def integrate(logit: Logit, reference: Tensor, image: Tensor) -> PathIntegral:
     segments = [_segment(logit, reference, image, a, b) for a, b in pairwise(edges)]
     change = sum(s.change for s in segments)
     steps = sum(s.steps for s in segments)
-    while (
-        sum(abs(s.miss) for s in segments) > ACCEPTED_MISS * abs(change)
-        and steps + 2 * SEGMENT_STEPS <= MAX_STEPS
-    ):
+    while not _is_enough(segments, abs(change)) and steps + 2 * SEGMENT_STEPS <= MAX_STEPS:
         worst = max(segments, key=lambda s: abs(s.miss))
         segments.remove(worst)
         middle = (worst.start + worst.end) / 2
@@ -83,9 +82,20 @@ def integrate(logit: Logit, reference: Tensor, image: Tensor) -> PathIntegral:
     )
 
 
+def _is_enough(segments: Sequence[PathIntegral], change: float) -> bool:
+    misses = [s.miss for s in segments]
+    return (
+        abs(sum(misses)) <= ACCEPTED_MISS * change
+        and sum(map(abs, misses)) <= ACCEPTED_MISSES * change
+    )
+
+
 def _segment(
     logit: Logit, reference: Tensor, image: Tensor, start: float, end: float
 ) -> PathIntegral:
+    # Here, since captum takes a second to import, which the start of the app cannot spare.
+    from captum.attr import IntegratedGradients
+
     way = image - reference
     values, miss = IntegratedGradients(logit).attribute(
         (reference + end * way).requires_grad_(),

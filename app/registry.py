@@ -8,12 +8,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from app.errors import UserError
-from nbcore.burden import MeteredViT
 from nbcore.checkpoint import (
     CheckpointError,
     Variant,
@@ -23,6 +23,9 @@ from nbcore.checkpoint import (
     sha256_of,
     verify_files,
 )
+
+if TYPE_CHECKING:
+    from nbcore.burden import MeteredViT
 
 logger = logging.getLogger(__name__)
 

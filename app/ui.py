@@ -11,14 +11,14 @@ from PIL import Image
 
 from app import gallery, markup, text, visit
 from app.api import COMPUTE, Endpoints, in_plain_words, uploaded_path
-from app.controls import controls, html
+from app.controls import answer_controls, html, question_controls, target_choices
 from app.errors import UserError
 from app.service import Service
 from app.visit import Choices, Parts, Visit
 
 VISIT_SECONDS = 3600
 CHOICES = ("variants", "method", "target", "before", "quantity", "layer", "kind")
-PARTS = ("standing", "status", *visit.RESULTS, "layer", "kind")
+SITE = ("layer", "kind")
 Steps = Callable[[Service, Visit], Iterator[Parts]]
 PICK_LAYER = """element.addEventListener('click', (event) => {
   const chosen = event.target.closest('[data-layer]');
@@ -40,7 +40,8 @@ def build_page(service: Service, *, concurrency: int) -> gr.Blocks:
         delete_cache=(VISIT_SECONDS, VISIT_SECONDS),
     ) as page:
         with gr.Column(elem_id="nb-page"):
-            parts = _layout(controls(service, gallery.read_examples()))
+            asked = question_controls(service, gallery.read_examples())
+            parts = _layout(asked | answer_controls(service))
         parts["visit"] = gr.State(Visit(), time_to_live=VISIT_SECONDS)
         # First, so that no event of the page takes the name of an endpoint.
         Endpoints(service).publish(concurrency=concurrency)
@@ -109,27 +110,46 @@ class _Wiring:
         parts = self.parts
         hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         work = hidden | {
-            "outputs": [parts[name] for name in PARTS],
             "preprocess": False,
             "concurrency_limit": concurrency,
             "concurrency_id": COMPUTE,
             "trigger_mode": "multiple",
         }
-        everything = [parts[name] for name in ("visit", "image", *CHOICES)]
-        choices = [parts["visit"], *(parts[name] for name in CHOICES[1:])]
+        everything = self.named("visit", "image", *CHOICES)
+        choices = self.named("visit", *CHOICES[1:])
         start = in_plain_words(self.compare)
+        everywhere = self.named("standing", "status", *visit.RESULTS, *SITE)
         touched = [parts["compare"].click, parts["image"].upload, parts["before"].input]
-        gr.on([page.load, *touched], start, everything, **work)
+        gr.on([page.load, *touched], start, everything, everywhere, **work)
         picked = parts["examples"].select(
             in_plain_words(self.pick_example), None, parts["image"], **hidden
         )
-        picked.then(start, everything, **work)
+        picked.then(start, everything, everywhere, **work)
+        # The events below name only what they fill: Gradio empties a `gr.HTML` that is among the
+        # outputs of two events in a row without getting a value.
         looks = [parts["method"].input, parts["target"].input]
-        gr.on(looks, self.again(visit.attributions), choices, **work)
-        gr.on(parts["quantity"].input, self.again(visit.burdens), choices, **work)
+        attribution = self.named("attribution")
+        gr.on(looks, self.again(visit.attributions), choices, attribution, **work)
+        burden = self.named("chart", "maps", "sheets", *SITE)
+        gr.on(parts["quantity"].input, self.again(visit.burdens), choices, burden, **work)
         sites = [parts["layer"].input, parts["kind"].input]
-        gr.on(sites, self.again(visit.site_maps, picks=True), choices, **work)
-        parts["chart"].select(in_plain_words(self.pick_layer), parts["visit"], **work)
+        again = self.again(visit.site_maps, picks=True)
+        gr.on(sites, again, choices, self.named("maps"), **work)
+        maps = self.named("maps", "layer")
+        parts["chart"].select(in_plain_words(self.pick_layer), parts["visit"], maps, **work)
+
+        gr.on(
+            parts["variants"].input,
+            in_plain_words(self.fit_classes),
+            self.named("variants", "target"),
+            parts["target"],
+            queue=False,
+            **hidden,
+        )
+
+    def named(self, *names: str) -> list[Any]:
+        """Components by name."""
+        return [self.parts[name] for name in names]
 
     def compare(self, state: Visit, image: Any, *values: Any) -> Iterator[dict[Any, Any]]:
         """Everything about the photo in the box."""
@@ -153,13 +173,19 @@ class _Wiring:
 
         return in_plain_words(run)
 
+    def fit_classes(self, variants: list[str], target: str) -> Any:
+        """The classes of the models that are chosen now."""
+        choices = target_choices(self.service.variants(), variants)
+        kept = target if target in [value for _, value in choices] else "base"
+        return gr.update(choices=choices, value=kept)
+
     def pick_layer(self, state: Visit, event: gr.EventData) -> Iterator[dict[Any, Any]]:
         """The layer whose row in the chart was clicked."""
         if state.choices is None:
             return
         state.choices.layer, state.site_chosen = int(event.layer), True
-        yield {self.parts["layer"]: state.choices.layer}
-        yield from self.updates(visit.site_maps(self.service, state))
+        for parts in visit.site_maps(self.service, state):
+            yield from self.updates(iter([parts | {"layer": state.choices.layer}]))
 
     def pick_example(self, event: gr.EventData) -> str:
         """The example photo that was clicked."""

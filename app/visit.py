@@ -79,10 +79,13 @@ def compare(
         image = load()
         service.crop(image, choices.variants)
     except UserError as error:
-        yield dict.fromkeys(RESULTS, "") | {"status": markup.problem(str(error))}
+        yield dict.fromkeys(RESULTS, "") | {
+            "standing": markup.standing(service.status()),
+            "status": markup.problem(str(error)),
+        }
         raise
     visit.image, visit.infos = image, infos
-    yield _placeholders(infos, choices)
+    yield _placeholders(infos, choices) | {"standing": markup.standing(service.status())}
     answers = service.predict(image, choices.variants, TOP_K, before_retraining=choices.before)
     if visit.outdated("all", ticket):
         return
@@ -118,23 +121,19 @@ def burdens(service: Service, visit: Visit) -> Iterator[Parts]:
     if visit.outdated("burden", ticket):
         return
     visit.burdens = cells
-    update: Parts = {}
+    found: Parts = {}
     if not visit.site_chosen and (site := _most_burdened(cells)):
         choices.layer, kind = layer_and_kind(site)
         choices.kind = kind or choices.kind
-        update = {"layer": choices.layer, "kind": choices.kind}
-    yield update | {
-        "chart": chart.chart(
-            visit.infos,
-            cells,
-            cells.failures,
-            quantity=choices.quantity,
-            before=choices.before,
-        )
-    }
-    yield from site_maps(service, visit)
+        found |= {"layer": choices.layer, "kind": choices.kind}
+    found["chart"] = chart.chart(
+        visit.infos, cells, cells.failures, quantity=choices.quantity, before=choices.before
+    )
+    for parts in site_maps(service, visit):
+        found |= parts
     sheets = service.burden_sheets(visit.image, cells, _which(choices))
-    yield {"sheets": layer_maps.sheets(visit.infos, sheets, quantity=choices.quantity)}
+    found["sheets"] = layer_maps.sheets(visit.infos, sheets, quantity=choices.quantity)
+    yield found
 
 
 def site_maps(service: Service, visit: Visit) -> Iterator[Parts]:

@@ -96,7 +96,7 @@ def _run_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     from nbcore.recipes import RECIPES
 
     recipes = "\n".join(
-        f"  {name:22s}{(RECIPES[name].__doc__ or '').splitlines()[0]}" for name in RECIPES
+        f"  {name:22s}{(RECIPES[name].__doc__ or '').partition(chr(10))[0]}" for name in RECIPES
     )
     command = commands.add_parser(
         "run",
@@ -152,11 +152,13 @@ def _run(options: argparse.Namespace) -> int:
                 f"{options.recipe} has no variant {sorted(unknown)}; it has {[c.id for c in runs]}"
             )
         runs = [config for config in runs if config.id in options.only]
+    start = " --pretrained" if options.pretrained else ""
+    start = f" --weights {options.weights}" if options.weights else start
     stages = set()
     for config in runs:
         command = (
             f"python -m nbcore run {options.recipe} --only {config.id} "
-            f"--seed {options.seed} --data DIR"
+            f"--seed {options.seed} --data DIR{start}"
         )
         stage = run_variant(config, options.out, options.data, device, command=command)
         stages.add(stage)
@@ -188,16 +190,21 @@ def _data(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from nbcore.checkpoint import read_manifest
+    from nbcore.checkpoint import MANIFEST, VARIANT, Manifest, read_manifest
 
-    manifest = read_manifest(options.checkpoints)
+    waiting = {path.parent.name for path in options.checkpoints.glob(f"*/{VARIANT}")}
+    exists = (options.checkpoints / MANIFEST).exists()
+    manifest = Manifest() if waiting and not exists else read_manifest(options.checkpoints)
     for v in manifest.variants:
-        top1 = v.metrics.get("top1")
+        top1, onnx = v.metrics.get("top1"), v.files.get("onnx")
         print(
-            f"{v.id:48s} top1 {top1:.4f}  MACs {v.macs / 1e6:8.1f} M ({v.macs_ratio:.3f})  "
-            f"parameters {v.num_params / 1e6:6.3f} M  onnx "
-            f"{v.files['onnx'].size_bytes / 1e6:5.1f} MB"
+            f"{v.id:48s} top1 {'-' if top1 is None else f'{top1:.4f}'}  "
+            f"MACs {v.macs / 1e6:8.1f} M ({v.macs_ratio:.3f})  "
+            f"parameters {v.num_params / 1e6:6.3f} M  "
+            f"onnx {f'{onnx.size_bytes / 1e6:5.1f} MB' if onnx else '-'}"
         )
+    for name in sorted(waiting - {v.id for v in manifest.variants} - set(manifest.refused)):
+        print(f"{name}: trained; complete it with `python -m nbcore export {name}`")
     for name, reason in manifest.refused.items():
         print(f"{name}: refused: {reason}")
     return 1 if manifest.refused else 0
@@ -207,7 +214,9 @@ def _export(options: argparse.Namespace) -> int:
     from nbcore.pipeline import export_variant, load_for, read_trained
 
     variant = read_trained(options.checkpoints, options.id)
-    variant = export_variant(options.id, options.checkpoints, load_for(variant, options.data))
+    variant = export_variant(
+        options.id, options.checkpoints, load_for(options.checkpoints, variant, options.data)
+    )
     print(
         f"{variant.id}: top1 {variant.metrics['top1']:.4f}, parity "
         f"{variant.metrics['parity_logits']:.1e}"
@@ -219,7 +228,9 @@ def _measure(options: argparse.Namespace) -> int:
     from nbcore.pipeline import load_for, measure_variant, read_trained
 
     variant = read_trained(options.checkpoints, options.id)
-    report = measure_variant(options.id, options.checkpoints, load_for(variant, options.data))
+    report = measure_variant(
+        options.id, options.checkpoints, load_for(options.checkpoints, variant, options.data)
+    )
     print(
         f"{'site':18s}{'burden':>9s}{'null':>9s}{'select':>9s}{'takeover':>9s}{'residual':>9s}{'stream':>9s}"
     )

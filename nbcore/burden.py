@@ -4,11 +4,12 @@ The picture is that of Wang et al. (arXiv:2407.16716), whose text and code were 
 us: every equation here is ours. With C = I - 11ᵀ/D, which removes what the next LayerNorm removes
 anyway:
 
-    contribution  a_ut = |h_ut - mu_u| ||C W2[:, u]||   (MLP neuron)      a_ht = ||C W_O^h (z_ht -
-    mu_h)||   (head) stream        rho² = mean_t ||C (x_t - mean_t x)||²  at the sublayer's own
-    input load          load² = sum over units of mean_t a² / rho²
-    burden        B = load_S(pruned) / load_S(dense), S = the survivors;  null B0 = load_S(cut) /
-    load_S(dense)
+    contribution  a_ut = |h_ut - mu_u| ||C W2[:, u]||    (MLP neuron)
+                  a_ht = ||C W_O^h (z_ht - mu_h)||       (head)
+    stream        rho² = mean_t ||C (x_t - mean_t x)||²  at the sublayer's own input
+    load          load² = sum over units of mean_t a² / rho²
+    burden        B = load_S(pruned) / load_S(dense), S = the survivors
+                  null B0 = load_S(cut) / load_S(dense)
 
 Patches only; merged tokens count by their size. Numerators and rho² are pooled separately over
 images. Loads are unmoved by rescaling a unit's activation against its write weight, by constants

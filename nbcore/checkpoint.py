@@ -8,25 +8,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from nbcore.burden import MeteredViT
 from nbcore.config import Arch, Merge
-from nbcore.vit import build_model
+from nbcore.vit import build_model, sites_of
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 VARIANT = "variant.json"
 MAX_FILE_BYTES = 25_000_000
+TRAINED_FILES = ("weights", "config", "history")
+EXPORTED_FILES = ("onnx", *TRAINED_FILES)
 
 
 class CheckpointError(ValueError):
@@ -176,25 +181,65 @@ def variant_from_json(entry: Mapping[str, Any]) -> Variant:
     """
     name = entry.get("id", "(without id)") if isinstance(entry, Mapping) else "(not an object)"
     try:
-        data = dict(entry)
-        data["arch"] = Arch(
-            **{**data["arch"]}
-            | {key: tuple(data["arch"][key]) for key in ("num_heads", "hidden_features")}
-        )
-        data["merge"] = Merge(**data["merge"]) if data["merge"] else None
-        data["grid"] = tuple(data["grid"])
-        data["classes"] = tuple(data["classes"])
-        data["preprocessing"] = Preprocessing(**data["preprocessing"])
-        data["sites"] = tuple(SiteEntry(**{**s, "kept": tuple(s["kept"])}) for s in data["sites"])
-        data["files"] = {key: FileEntry(**value) for key, value in data["files"].items()}
-        data["provenance"] = Provenance(**data["provenance"])
-        variant = Variant(**data)
-        _check(variant)
-    except CheckpointError:
-        raise
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"variant {name}: unreadable manifest entry ({error!r})") from error
+        variant = _read(Variant, entry, "entry")
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"variant {name}: unreadable manifest entry ({error})") from error
+    _check(variant)
     return variant
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """Plain JSON data as what an annotation says, checked all the way down."""
+    origin, args = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if is_dataclass(kind):
+        return _read_object(kind, value, where)
+    if origin is UnionType:
+        inner = next(arg for arg in args if arg is not NoneType)
+        return None if value is None else _read(inner, value, where)
+    if origin is Mapping and isinstance(value, dict):
+        return {key: _read(args[1], item, f"{where}.{key}") for key, item in value.items()}
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = (args[0],) * len(value) if args[1] is Ellipsis else args
+        if len(kinds) == len(value):
+            pairs = enumerate(zip(kinds, value, strict=True))
+            return tuple(_read(item_kind, item, f"{where}[{i}]") for i, (item_kind, item) in pairs)
+    if origin is Literal and isinstance(value, str) and value in args:
+        return value
+    if origin is None and isinstance(value, int | float | str):
+        if kind is float and not isinstance(value, bool | str):
+            return float(value)
+        if type(value) is kind:
+            return value
+    wanted = getattr(kind, "__name__", kind) if origin is None else kind
+    raise TypeError(f"{where} must be {wanted}, got {value!r:.100}")
+
+
+def _read_object(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{where} must be an object, got {value!r:.100}")
+    known = {f.name: f for f in fields(kind)}
+    unknown = sorted(str(key) for key in value if key not in known)
+    if unknown:
+        raise TypeError(f"{where} has unknown fields {unknown}")
+    missing = [
+        name
+        for name, f in known.items()
+        if name not in value and f.default is MISSING and f.default_factory is MISSING
+    ]
+    if missing:
+        raise TypeError(f"{where} lacks {missing}")
+    hints = get_type_hints(kind)
+    return kind(**{key: _read(hints[key], item, f"{where}.{key}") for key, item in value.items()})
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_finite(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return all(_is_finite(item) for item in value)
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _check(variant: Variant) -> None:
@@ -203,8 +248,7 @@ def _check(variant: Variant) -> None:
             raise CheckpointError(f"variant {variant.id}: {what}")
 
     require(
-        isinstance(variant.id, str)
-        and bool(variant.id)
+        bool(variant.id)
         and all(c.isascii() and (c.isalnum() or c in "-_.") for c in variant.id)
         and variant.id[0] not in ".-",
         "an id holds only letters, digits, '-', '_' and '.', and starts with a letter or digit",
@@ -218,6 +262,9 @@ def _check(variant: Variant) -> None:
         [len(s.kept) for s in variant.sites] == widths,
         f"sites keep {[len(s.kept) for s in variant.sites]} units, arch has {widths}",
     )
+    expected = [(site.name, site.kind) for site in sites_of(variant.arch)]
+    found = [(site.name, site.kind) for site in variant.sites]
+    require(found == expected, f"sites are {found}, arch has {expected}")
     for site in variant.sites:
         require(
             list(site.kept) == sorted(set(site.kept))
@@ -233,14 +280,18 @@ def _check(variant: Variant) -> None:
         f"{variant.grid}",
     )
     require(len(variant.classes) >= 2, f"needs at least two classes, has {len(variant.classes)}")
-    require(
-        variant.preprocessing.interpolation == "bicubic",
-        "preprocessing.interpolation must be 'bicubic'",
-    )
+    require(variant.base != variant.id, "cannot be its own base; a dense variant has base null")
+    broken = sorted(name for name, value in variant.metrics.items() if not _is_finite(value))
+    require(not broken, f"metrics {broken} are not finite, which JSON cannot say; use null")
 
 
 def variant_to_json(variant: Variant) -> dict[str, Any]:
-    """Plain JSON data of an entry; `variant_from_json` reads it back unchanged."""
+    """Plain JSON data of an entry; `variant_from_json` reads it back unchanged.
+
+    Raises:
+        CheckpointError: If the entry contradicts itself, as nobody could read it again.
+    """
+    _check(variant)
     return json.loads(json.dumps(asdict(variant)))
 
 
@@ -293,64 +344,110 @@ def write_manifest(folder: Path, variants: tuple[Variant, ...]) -> None:
     write_atomically(folder / MANIFEST, json.dumps(data, indent=1) + "\n")
 
 
-def register_variant(folder: Path, variant: Variant) -> None:
-    """Add or replace one variant after its files were verified; dense bases come first.
+def register_variant(folder: Path, variant: Variant, position: int | None = None) -> None:
+    """Add or replace one variant after its files were verified.
+
+    Args:
+        folder: Checkpoint folder.
+        variant: Replaces an entry of the same id where that stands.
+        position: Where a new entry goes; by default before the variants pruned from it, else last.
 
     Raises:
         CheckpointError: If a file is missing or differs, or other entries are unreadable (they
             would be lost).
     """
     verify_files(folder, variant)
+    variants = _rewritable(folder)
+    ids = [v.id for v in variants]
+    if variant.id in ids:
+        variants[ids.index(variant.id)] = variant
+    else:
+        children = [i for i, v in enumerate(variants) if v.base == variant.id]
+        first = min(children, default=len(variants))
+        variants.insert(first if position is None else position, variant)
+    write_manifest(folder, tuple(variants))
+
+
+def withdraw_variant(folder: Path, variant_id: str) -> tuple[int, Variant] | None:
+    """Take a variant out of the manifest, so that its files may change.
+
+    Returns:
+        Position and entry for `register_variant`, or None if the manifest does not name it.
+
+    Raises:
+        CheckpointError: If other entries are unreadable (they would be lost).
+    """
+    variants = _rewritable(folder)
+    for position, variant in enumerate(variants):
+        if variant.id == variant_id:
+            write_manifest(folder, tuple(variants[:position] + variants[position + 1 :]))
+            return position, variant
+    return None
+
+
+def _rewritable(folder: Path) -> list[Variant]:
+    """The manifest's variants, if a rewrite loses nothing."""
     old = read_manifest(folder) if (folder / MANIFEST).exists() else Manifest()
     if old.refused:
         raise CheckpointError(
             f"{folder / MANIFEST} holds unreadable entries that a rewrite would lose: "
             f"{dict(old.refused)}"
         )
-    if any(v.id == variant.id for v in old.variants):
-        variants = tuple(variant if v.id == variant.id else v for v in old.variants)
-    else:
-        variants = (*old.variants, variant)
-    write_manifest(folder, variants)
+    return list(old.variants)
 
 
-def verify_files(folder: Path, variant: Variant) -> None:
+def verify_files(
+    folder: Path, variant: Variant, required: tuple[str, ...] = EXPORTED_FILES
+) -> None:
     """Re-hash every file of a variant.
+
+    Args:
+        folder: Checkpoint folder.
+        variant: What its manifest entry says.
+        required: Kinds of files that must be there.
 
     Raises:
         CheckpointError: On a path that leaves the folder, a missing file, or one whose bytes
             differ.
     """
-    for kind in ("onnx", "weights", "config", "history"):
+    for kind in required:
         if kind not in variant.files:
             raise CheckpointError(
                 f"variant {variant.id}: no {kind} file; complete it with `python -m nbcore export "
                 f"{variant.id}`"
             )
-    for entry in variant.files.values():
+    for kind, entry in variant.files.items():
         path = resolve(folder, variant.id, entry)
-        name = path.name
-        if not path.is_file():
+        try:
+            fault = _fault(path, entry)
+        except OSError as error:
+            fault = f"{entry.path} cannot be read ({error})"
+        if fault:
             raise CheckpointError(
-                f"variant {variant.id}: {entry.path} is missing; restore it or {_redo(variant)}"
-            )
-        size = path.stat().st_size
-        if size != entry.size_bytes:
-            raise CheckpointError(
-                f"variant {variant.id}: {name} has {size} bytes, manifest says "
-                f"{entry.size_bytes}; {_redo(variant)}"
-            )
-        found = sha256_of(path)
-        if found != entry.sha256:
-            raise CheckpointError(
-                f"variant {variant.id}: {name} has sha256 {found[:12]}…, manifest says "
-                f"{entry.sha256[:12]}…; "
-                f"{_redo(variant)}"
+                f"variant {variant.id}: {fault}; {_redo(folder, variant.id, kind)}"
             )
 
 
-def _redo(variant: Variant) -> str:
-    return f"re-run `python -m nbcore export {variant.id}`"
+def _fault(path: Path, entry: FileEntry) -> str | None:
+    """What is wrong with a file, or None."""
+    if not path.is_file():
+        return f"{entry.path} is missing"
+    size = path.stat().st_size
+    if size != entry.size_bytes:
+        return f"{path.name} has {size} bytes, manifest says {entry.size_bytes}"
+    found = sha256_of(path)
+    if found != entry.sha256:
+        return f"{path.name} has sha256 {found[:12]}…, manifest says {entry.sha256[:12]}…"
+    return None
+
+
+def _redo(folder: Path, variant_id: str, kind: str) -> str:
+    """How a damaged file can be had again."""
+    if kind == "onnx":
+        return f"re-run `python -m nbcore export {variant_id}`"
+    if kind == "burden":
+        return f"re-run `python -m nbcore measure {variant_id}`"
+    return f"restore it, or remove {folder / variant_id} and train the variant again"
 
 
 def resolve(folder: Path, variant_id: str, entry: FileEntry) -> Path:
@@ -360,7 +457,10 @@ def resolve(folder: Path, variant_id: str, entry: FileEntry) -> Path:
         CheckpointError: If it would leave the folder, links followed.
     """
     root = folder.resolve()
-    path = (root / entry.path).resolve()
+    try:
+        path = (root / entry.path).resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"variant {variant_id}: path {entry.path!r}: {error}") from error
     if Path(entry.path).is_absolute() or not path.is_relative_to(root):
         raise CheckpointError(
             f"variant {variant_id}: path {entry.path!r} leaves the checkpoint folder"
@@ -405,11 +505,42 @@ def with_files(
     )
 
 
+def recorded_run(folder: Path, variant_id: str) -> dict[str, Any]:
+    """What `config.json` of a variant's folder says; empty where there is none to be read."""
+    try:
+        record = json.loads((folder / variant_id / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def check_base(folder: Path, variant: Variant, base: Variant) -> None:
+    """Make sure that a pruned variant descends from this very dense base.
+
+    Raises:
+        CheckpointError: If its units are counted from another model, or its `config.json` names
+            other weights.
+    """
+    mine, theirs = [s.total for s in variant.sites], [len(s.kept) for s in base.sites]
+    recorded = recorded_run(folder, variant.id).get("base_sha256")
+    found = base.files["weights"].sha256 if "weights" in base.files else None
+    if mine != theirs or (recorded is not None and recorded != found):
+        raise CheckpointError(
+            f"variant {variant.id} was pruned from another {base.id} than the one given; "
+            "bring that one or run the recipe again"
+        )
+
+
 def load_weights(folder: Path, variant: Variant) -> dict[str, Tensor]:
     """Tensors of `model.safetensors` in single precision, as `MeteredViT.load_state_dict` takes
     them."""
     path = resolve(folder, variant.id, variant.files["weights"])
-    state = load_file(path)
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"variant {variant.id}: {path.name} is unreadable: {error}"
+        ) from error
     return {k: v.float() for k, v in state.items()}
 
 
@@ -418,9 +549,15 @@ def load_model(folder: Path, variant: Variant) -> MeteredViT:
     CPU.
 
     Raises:
-        CheckpointError: If the weights do not fit the architecture of the manifest.
+        CheckpointError: If the architecture of the manifest cannot be built, or the weights do not
+            fit it.
     """
-    model = build_model(variant.arch, variant.merge)
+    try:
+        model = build_model(variant.arch, variant.merge)
+    except (ValueError, TypeError, RuntimeError, AssertionError) as error:
+        raise CheckpointError(
+            f"variant {variant.id}: the manifest's arch cannot be built: {error}"
+        ) from error
     shapes = [
         (site.num_units, variant.arch.head_dim) if site.kind == "heads" else (site.num_units,)
         for site in model.sites

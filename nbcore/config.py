@@ -153,6 +153,9 @@ class TrainConfig:
         )
         _require(self.batch_size > 0, f"batch_size must be positive, got {self.batch_size}")
         _require(self.lr > 0, f"lr must be positive, got {self.lr}")
+        _require(self.warmup_epochs >= 0, f"warmup_epochs must be >= 0, got {self.warmup_epochs}")
+        for name in ("eval_every", "save_every"):
+            _require(getattr(self, name) >= 1, f"{name} must be >= 1, got {getattr(self, name)}")
         _require(0 <= self.smoothing < 1, f"smoothing must lie in [0, 1), got {self.smoothing}")
         _require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), got {self.ema_decay}")
         low, high = self.crop_scale

@@ -73,4 +73,5 @@ def _pool_macs(model: PrunableViT) -> int:
         for name, layer in pool.named_modules()
         if isinstance(layer, nn.Linear)
     )
-    return linear + 2 * tokens * model.vit.embed_dim
+    queries = tokens if model.vit.global_pool == "prr" else 1
+    return linear + 2 * queries * tokens * model.vit.embed_dim

@@ -7,12 +7,14 @@ without onnxruntime stops after the first; `export_variant` completes it anywher
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import hashlib
 import importlib.util
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from torch import Tensor
 from nbcore import checkpoint
 from nbcore.burden import BurdenReport, MeteredViT, calibrate
 from nbcore.checkpoint import (
+    TRAINED_FILES,
     CheckpointError,
     Preprocessing,
     Provenance,
@@ -64,16 +67,24 @@ def run_variant(
 
     Returns:
         "exported" or "trained", the stage that was reached.
+
+    Raises:
+        CheckpointError: If files of this variant or its base are damaged, or training would
+            replace a dense base under the variants that were pruned from it.
     """
     if _is_exported(config, out):
         logger.info("%s: already exported", config.id)
         return "exported"
+    trained = _is_trained(config, out)
+    if not trained:
+        _refuse_to_orphan(config.id, out)
     data = _load(config, data_dir)
-    if not _is_trained(config, out):
+    if not trained:
         dense = _dense_base(config, out)
-        model, result, kept = _train(config, data, dense, device, _state_path(out, config.id))
+        state_path = _state_path(config, out)
+        model, result, kept = _train(config, data, dense, device, state_path)
         variant = _write_trained(config, data, dense, model, result, kept, out, device, command)
-        shutil.rmtree(_state_path(out, config.id).parent, ignore_errors=True)
+        shutil.rmtree(state_path.parent, ignore_errors=True)
         logger.info("%s: trained, top-1 %.4f", config.id, variant.metrics["top1"])
     if importlib.util.find_spec("onnxruntime") is None:
         return "trained"
@@ -89,23 +100,46 @@ def export_variant(variant_id: str, out: Path, data: Dataset) -> Variant:
         variant_id: Folder below `out` that holds `variant.json`.
         out: Checkpoint folder.
         data: The variant's data set, at its image size.
+
+    Raises:
+        CheckpointError: If what training left is damaged or its dense base was replaced.
     """
     variant = read_trained(out, variant_id)
+    _verify_trained(out, variant)
+    if variant.base is not None and (out / variant.base / checkpoint.VARIANT).is_file():
+        checkpoint.check_base(out, variant, read_trained(out, variant.base))
     path = out / variant_id / "model.onnx"
     metered = checkpoint.load_model(out, variant)
-    parity = export(metered, path, spread(data.test, PARITY_IMAGES).images, name=variant_id)
-    metrics: dict[str, Any] = {
-        "parity_logits": parity.logits,
-        "parity_loads": parity.loads,
-        "parity_images": parity.images,
-    }
-    if parity.tie_share is not None:
-        metrics["tie_share"] = parity.tie_share
-    metrics |= onnx_accuracy(path, data.test, title=f"{variant_id}: test through ONNX Runtime")
-    variant = checkpoint.with_files(variant, {"onnx": file_entry(out, path)}, metrics)
-    _write_entry(out, variant)
-    checkpoint.register_variant(out, variant)
+    with _withdrawn(out, variant_id) as position:
+        parity = export(metered, path, spread(data.test, PARITY_IMAGES).images, name=variant_id)
+        metrics: dict[str, Any] = {
+            "parity_logits": parity.logits,
+            "parity_loads": parity.loads,
+            "parity_images": parity.images,
+        }
+        if parity.tie_share is not None:
+            metrics["tie_share"] = parity.tie_share
+        metrics |= onnx_accuracy(path, data.test, title=f"{variant_id}: test through ONNX Runtime")
+        variant = checkpoint.with_files(variant, {"onnx": file_entry(out, path)}, metrics)
+        _write_entry(out, variant)
+        checkpoint.register_variant(out, variant, position)
     return variant
+
+
+@contextlib.contextmanager
+def _withdrawn(out: Path, variant_id: str) -> Iterator[int | None]:
+    """Keep a variant out of the manifest while its files change; gives the place it had.
+
+    If the change fails before a file was touched, the old entry comes back.
+    """
+    old = checkpoint.withdraw_variant(out, variant_id)
+    try:
+        yield old[0] if old else None
+    except BaseException:
+        if old:
+            with contextlib.suppress(CheckpointError):
+                checkpoint.register_variant(out, old[1], old[0])
+        raise
 
 
 def measure_variant(
@@ -121,17 +155,22 @@ def measure_variant(
         raise CheckpointError(
             f"{variant_id} is dense; burden compares a pruned variant with its dense base"
         )
-    dense = checkpoint.load_model(out, read_trained(out, variant.base))
+    base = read_trained(out, variant.base)
+    checkpoint.check_base(out, variant, base)
+    for one in (base, variant):
+        _verify_trained(out, one)
+    dense = checkpoint.load_model(out, base)
     kept = [torch.tensor(site.kept) for site in variant.sites]
     images = spread(data.test, num_images).images
     report = measure_burden(dense, checkpoint.load_model(out, variant), kept, images)
     path = out / variant_id / "burden.json"
-    write_atomically(path, json.dumps(asdict(report), indent=1))
     means = mean_over_sites(report, dense.model, kept)
-    variant = checkpoint.with_files(variant, {"burden": file_entry(out, path)}, means)
-    _write_entry(out, variant)
-    if "onnx" in variant.files:
-        checkpoint.register_variant(out, variant)
+    with _withdrawn(out, variant_id) as position:
+        write_atomically(path, json.dumps(asdict(report), indent=1))
+        variant = checkpoint.with_files(variant, {"burden": file_entry(out, path)}, means)
+        _write_entry(out, variant)
+        if "onnx" in variant.files:
+            checkpoint.register_variant(out, variant, position)
     return report
 
 
@@ -172,16 +211,38 @@ def read_trained(out: Path, variant_id: str) -> Variant:
             ", ".join(sorted(p.parent.name for p in out.glob(f"*/{checkpoint.VARIANT}"))) or "none"
         )
         raise CheckpointError(f"no trained variant {variant_id!r} in {out}; available: {known}")
-    return checkpoint.variant_from_json(json.loads(path.read_text(encoding="utf-8")))
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"variant {variant_id}: {path} is not valid JSON: {error}") from error
+    return checkpoint.variant_from_json(entry)
 
 
-def load_for(variant: Variant, data_dir: Path | None) -> Dataset:
-    """The data set of a variant at its size."""
+def _verify_trained(out: Path, variant: Variant) -> None:
+    """Re-hash what training left; what is derived from it can be made again."""
+    files = {k: entry for k, entry in variant.files.items() if k not in ("onnx", "burden")}
+    checkpoint.verify_files(out, replace(variant, files=files), TRAINED_FILES)
+
+
+def load_for(out: Path, variant: Variant, data_dir: Path | None) -> Dataset:
+    """The data set of a variant, cut and split as in its training.
+
+    Raises:
+        CheckpointError: If its `config.json` does not say how it was split.
+    """
+    try:
+        share = checkpoint.recorded_run(out, variant.id)["run"]["data"]["validation_share"]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"variant {variant.id}: config.json does not tell the validation share it was trained "
+            "with; restore the file"
+        ) from error
     return load_dataset(
         variant.dataset,
         data_dir,
         img_size=variant.img_size,
         crop_pct=variant.preprocessing.crop_pct,
+        validation_share=share,
     )
 
 
@@ -195,20 +256,48 @@ def _load(config: RunConfig, data_dir: Path | None) -> Dataset:
     )
 
 
-def _state_path(out: Path, variant_id: str) -> Path:
-    """Resumable state lies beside the checkpoint folder: nothing in it is for readers."""
-    return out.with_name(f"{out.name}.runs") / variant_id / "state.pt"
+def _state_path(config: RunConfig, out: Path) -> Path:
+    """Resumable state lies beside the checkpoint folder: nothing in it is for readers.
+
+    Its name depends on all that decides the run, so that a changed run does not go on from it.
+    """
+    run = json.dumps([_run_record(config), _base_sha256(config, out)], sort_keys=True)
+    name = f"{hashlib.sha256(run.encode()).hexdigest()[:16]}.pt"
+    out = out.absolute()
+    return out.with_name(f"{out.name}.runs") / config.id / name
 
 
 def _run_record(config: RunConfig) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(config)))
 
 
+def _base_sha256(config: RunConfig, out: Path) -> str | None:
+    """Hash of the weights that a pruned run forks from."""
+    return read_trained(out, config.base).files["weights"].sha256 if config.base else None
+
+
 def _is_trained(config: RunConfig, out: Path) -> bool:
-    path = out / config.id / "config.json"
-    if not path.is_file() or not (out / config.id / checkpoint.VARIANT).is_file():
+    """Whether this very run, forked from this very base, has left its files."""
+    record = checkpoint.recorded_run(out, config.id)
+    if record.get("run") != _run_record(config):
         return False
-    return json.loads(path.read_text(encoding="utf-8"))["run"] == _run_record(config)
+    if not (out / config.id / checkpoint.VARIANT).is_file():
+        return False
+    # Records of earlier versions do not name the base's weights.
+    return "base_sha256" not in record or record["base_sha256"] == _base_sha256(config, out)
+
+
+def _refuse_to_orphan(variant_id: str, out: Path) -> None:
+    """Raise CheckpointError if other variants of the manifest were pruned from this one."""
+    if not (out / checkpoint.MANIFEST).exists():
+        return
+    children = [v.id for v in checkpoint.read_manifest(out).variants if v.base == variant_id]
+    if children:
+        raise CheckpointError(
+            f"{out / variant_id} does not hold what this run would train (another seed, recipe or "
+            f"starting weights, or files are missing), and training it again would replace the "
+            f"dense base of {', '.join(children)}; give another --out, or restore the files"
+        )
 
 
 def _is_exported(config: RunConfig, out: Path) -> bool:
@@ -226,6 +315,7 @@ def _dense_base(config: RunConfig, out: Path) -> tuple[Variant, MeteredViT] | No
     if config.base is None:
         return None
     variant = read_trained(out, config.base)
+    _verify_trained(out, variant)
     return variant, checkpoint.load_model(out, variant)
 
 
@@ -308,12 +398,15 @@ def _write_trained(
         torch_predict(model, device), data.test.images, title=f"{config.id}: test"
     )
     metrics: dict[str, Any] = dict(evaluate(logits, data.test.targets))
-    record = _run_record(config)
+    record = {
+        "run": _run_record(config),
+        "base_sha256": dense[0].files["weights"].sha256 if dense else None,
+        "commit": source_commit(),
+        "versions": library_versions(),
+    }
     files: dict[str, str | bytes] = {
         "model.safetensors": save(_stored_state(metered)),
-        "config.json": json.dumps(
-            {"run": record, "commit": source_commit(), "versions": library_versions()}, indent=1
-        ),
+        "config.json": json.dumps(record, indent=1),
         "history.jsonl": "".join(json.dumps(line) + "\n" for line in result.history),
     }
     if dense is not None:
@@ -321,6 +414,9 @@ def _write_trained(
         report = measure_burden(dense[1].to(device).eval(), metered, kept, images)
         metrics |= mean_over_sites(report, dense[1].model, kept)
         files["burden.json"] = json.dumps(asdict(report), indent=1)
+    # Whoever stops here leaves no entry that names files of two runs; `variant.json` comes last.
+    checkpoint.withdraw_variant(out, config.id)
+    (folder / checkpoint.VARIANT).unlink(missing_ok=True)
     for name, content in files.items():
         write_atomically(folder / name, content)
     variant = _describe(config, data, dense, model, kept, metrics, command, device)

@@ -185,7 +185,7 @@ def train(
             state.epoch += 1
             skipped = int(state.skipped)
             state.skipped.zero_()
-            if skipped > max(1, per_epoch // 10):
+            if skipped > max(1, per_epoch // 10) or skipped == per_epoch:
                 raise RuntimeError(
                     f"{title}: gradients of {skipped} of {per_epoch} steps in epoch {state.epoch} "
                     "were not finite; "
@@ -247,7 +247,7 @@ def _step(
     total: int,
     per_epoch: int,
 ) -> Tensor:
-    """One optimiser step; returns the detached loss."""
+    """One optimiser step; returns the detached loss, 0 where the step was left out."""
     model, device = state.model, images.device
     soft = F.one_hot(targets, model.num_classes).float()
     soft = soft * (1 - config.smoothing) + config.smoothing / model.num_classes
@@ -284,7 +284,7 @@ def _step(
     if state.ema is not None:
         state.ema_step += 1
         state.ema.update(model, step=state.ema_step)
-    return torch.where(torch.isfinite(loss.detach()), loss.detach(), 0.0)
+    return torch.where(broken, 0.0, loss.detach())
 
 
 def _optimizer_step(optimizer: torch.optim.Optimizer, broken: Tensor) -> None:

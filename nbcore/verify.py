@@ -79,14 +79,17 @@ def _verify_variant(
     checkpoint.verify_files(folder, variant)
     if read_trained(folder, variant.id) != variant:
         raise CheckpointError(f"variant {variant.id}: variant.json and the manifest disagree")
+    _check_descent(folder, variant)
+    yield finding(f"{len(variant.files)} files have their hashes")
     big = [e.path for e in variant.files.values() if e.size_bytes > checkpoint.MAX_FILE_BYTES]
-    yield finding(f"{len(variant.files)} files have their hashes", not big)
+    if big:
+        yield finding(f"{big} are above {checkpoint.MAX_FILE_BYTES / 1e6:.0f} MB", False)
     metered = checkpoint.load_model(folder, variant)
     path = checkpoint.resolve(folder, variant.id, variant.files["onnx"])
-    session = open_session(path)
+    session = _open(path, variant)
     check_contract(session, variant)
     yield finding("the graph keeps the contract")
-    parity = compare(session, metered, _photos(variant, data_dir))
+    parity = compare(session, metered, _photos(folder, variant, data_dir))
     parity.check(variant.id)
     ties = "" if parity.tie_share is None else f", {parity.tie_share:.1%} matched differently"
     yield finding(
@@ -94,7 +97,7 @@ def _verify_variant(
         f"loads {parity.loads:.1e}{ties}"
     )
     if accuracy:
-        found = onnx_accuracy(path, load_for(variant, data_dir).test, title=variant.id)
+        found = onnx_accuracy(path, load_for(folder, variant, data_dir).test, title=variant.id)
         close = (
             abs(found["top1"] - variant.metrics["top1"]) <= TOP1_TOLERANCE
             and abs(found["loss"] - variant.metrics["loss"]) <= LOSS_TOLERANCE
@@ -107,10 +110,26 @@ def _verify_variant(
         )
 
 
-def _photos(variant: Variant, data_dir: Path | None) -> Tensor:
+def _check_descent(folder: Path, variant: Variant) -> None:
+    if variant.base is not None and (folder / variant.base / checkpoint.VARIANT).is_file():
+        checkpoint.check_base(folder, variant, read_trained(folder, variant.base))
+
+
+def _open(path: Path, variant: Variant) -> onnxruntime.InferenceSession:
+    try:
+        return open_session(path)
+    except RuntimeError:
+        raise
+    except Exception as error:  # ONNX Runtime's own errors share no base class.
+        raise CheckpointError(
+            f"variant {variant.id}: {path.name} does not load: {error}"
+        ) from error
+
+
+def _photos(folder: Path, variant: Variant, data_dir: Path | None) -> Tensor:
     """Test photos if there are any; otherwise generated shapes, which every machine has."""
     if data_dir is not None:
-        return spread(load_for(variant, data_dir).test, PARITY_IMAGES).images
+        return spread(load_for(folder, variant, data_dir).test, PARITY_IMAGES).images
     drawn = load_dataset("shapes", None, img_size=variant.img_size, n_train=64, n_test=QUICK_IMAGES)
     return drawn.test.images
 
@@ -181,21 +200,18 @@ def add_variant(source: Path, folder: Path, data_dir: Path | None) -> Variant:
     Raises:
         CheckpointError: If the variant is incomplete, damaged, or its dense base is not there.
     """
-    if source.resolve().parent == folder.resolve():
+    source, folder = source.resolve(), folder.resolve()
+    if source.parent == folder:
         raise CheckpointError(f"{source} lies in {folder} already; complete it with `export`")
     variant = read_trained(source.parent, source.name)
     if variant.id != source.name:
         raise CheckpointError(f"{source} holds variant {variant.id}; name the folder like it")
+    if (folder / variant.id).exists():
+        raise CheckpointError(f"{folder} has a {variant.id} already; remove or rename one of them")
+    _check_entries(folder, source, variant)
     for finding in _verify_variant(source.parent, variant, data_dir, accuracy=False):
         if not finding.ok:
             raise CheckpointError(f"variant {variant.id}: {finding.text}")
-    known = checkpoint.read_manifest(folder) if (folder / checkpoint.MANIFEST).exists() else None
-    if variant.base is not None and (
-        known is None or variant.base not in {v.id for v in known.variants}
-    ):
-        raise CheckpointError(f"variant {variant.id} needs its base; add {variant.base} first")
-    if known is not None and variant.id in {v.id for v in known.variants}:
-        raise CheckpointError(f"{folder} has a variant {variant.id} already; remove or rename it")
     staging = folder / f".{variant.id}.part"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
@@ -206,5 +222,27 @@ def add_variant(source: Path, folder: Path, data_dir: Path | None) -> Variant:
         staging.replace(folder / variant.id)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    checkpoint.register_variant(folder, variant)
+    try:
+        checkpoint.register_variant(folder, variant)
+    except CheckpointError:
+        shutil.rmtree(folder / variant.id)
+        raise
     return variant
+
+
+def _check_entries(folder: Path, source: Path, variant: Variant) -> None:
+    """Raise CheckpointError if a folder cannot take a variant in, whatever its files hold."""
+    own = {f"{variant.id}/{Path(entry.path).name}" for entry in variant.files.values()}
+    if {entry.path for entry in variant.files.values()} != own:
+        raise CheckpointError(
+            f"variant {variant.id} names files outside of its folder: "
+            f"{sorted(entry.path for entry in variant.files.values())}"
+        )
+    exists = (folder / checkpoint.MANIFEST).exists()
+    known = {v.id: v for v in checkpoint.read_manifest(folder).variants} if exists else {}
+    if variant.id in known:
+        raise CheckpointError(f"{folder} has a variant {variant.id} already; remove or rename it")
+    if variant.base is not None:
+        if variant.base not in known:
+            raise CheckpointError(f"variant {variant.id} needs its base; add {variant.base} first")
+        checkpoint.check_base(source.parent, variant, known[variant.base])

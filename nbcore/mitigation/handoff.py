@@ -77,7 +77,8 @@ def handoff_matrix(covariance: Tensor, lost: Tensor, kept: Tensor, ridge: float)
         T [p, s].
     """
     own = covariance[kept][:, kept]
-    scale = ridge * own.diagonal().mean().clamp_min(torch.finfo(own.dtype).tiny)
+    # Survivors without any variance predict nothing: T = 0, and not 0 / 0.
+    scale = (ridge * own.diagonal().mean()).clamp_min(torch.finfo(own.dtype).tiny)
     own = own + scale * torch.eye(len(kept), dtype=own.dtype, device=own.device)
     return torch.linalg.solve(own, covariance[kept][:, lost]).T
 
@@ -86,8 +87,8 @@ def handoff_matrix(covariance: Tensor, lost: Tensor, kept: Tensor, ridge: float)
 def contribution_statistics(
     model: PrunableViT, batches: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Means and covariances of every site's contributions over images and tokens, in double
-    precision.
+    """Means and covariances of every site's contributions over images and tokens, summed over
+    batches in double precision.
 
     Args:
         model: Used in evaluation mode; its mode is restored.

@@ -138,10 +138,11 @@ def allocate(
             f"a budget of {budget} MACs is below the smallest model: one head and eight neurons a "
             f"site need {spent}"
         )
-    all_units = sum(cost * len(order[s.name]) for s, cost in zip(sites, macs.per_unit, strict=True))
+    # Of the whole model, not of what is alive: rounding would add up over the removals.
+    all_units = sum(cost * s.num_units for s, cost in zip(sites, macs.per_unit, strict=True))
     share = min(1.0, (budget - macs.fixed) / all_units)
     heads = _candidates(sites, macs, order, scores, "heads", 1)
-    num_heads = round(share * sum(len(order[s.name]) for s in sites if s.kind == "heads"))
+    num_heads = round(share * sum(s.num_units for s in sites if s.kind == "heads"))
     limit = num_heads - sum(s.kind == "heads" for s in sites)
     spent = _take(heads[: max(0, limit)], keep, spent, budget)
     neurons = _candidates(sites, macs, order, scores, "neurons", NEURON_GROUP)

@@ -17,7 +17,7 @@ class RandomPruner(ScheduledPruner):
 
     def __init__(self, model: PrunableViT, budget: Budget, generator: torch.Generator) -> None:
         super().__init__(model, budget, generator)
-        self.order = torch.rand(model.num_units, generator=generator)
+        self.order = torch.rand(model.num_units, generator=generator).to(model.keep.device)
 
     def scores(self) -> Tensor:
         return self.order
@@ -27,4 +27,4 @@ class RandomPruner(ScheduledPruner):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.order = state["order"].cpu()
+        self.order = state["order"].to(self.order.device)

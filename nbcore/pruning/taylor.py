@@ -30,7 +30,9 @@ class TaylorPruner(ScheduledPruner):
     def after_backward(self, gate_gradient: Tensor | None) -> None:
         assert gate_gradient is not None
         importance = gate_gradient.float().pow(2).mean(0)
-        self.average.lerp_(importance, 1 - SMOOTHING)
+        # A step with broken gradients is left out by the trainer, and one NaN would stay for ever.
+        whole = torch.isfinite(importance).all()
+        self.average.lerp_(torch.where(whole, importance, self.average), 1 - SMOOTHING)
 
     def scores(self) -> Tensor:
         return self.average

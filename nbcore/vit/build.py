@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.layers import Attention, Mlp
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
@@ -16,6 +19,8 @@ from torch import Tensor, nn
 from nbcore.config import Arch, Merge, ModelConfig
 from nbcore.vit.model import PrunableViT
 from nbcore.vit.stem import STEMS, ConvStem
+
+logger = logging.getLogger(__name__)
 
 
 def create_dense(config: ModelConfig, *, img_size: int, num_classes: int) -> PrunableViT:
@@ -26,6 +31,9 @@ def create_dense(config: ModelConfig, *, img_size: int, num_classes: int) -> Pru
     """
     kwargs = dict(config.kwargs) | {"img_size": img_size, "num_classes": num_classes}
     vit = _create_timm(config.name, kwargs, config.stem, pretrained=config.pretrained)
+    patch = vit.patch_embed.patch_size[0]
+    if img_size % patch:
+        raise ValueError(f"img_size must be a multiple of the patch size {patch}, got {img_size}")
     if config.weights:
         _load_weights(vit, Path(config.weights))
     first = vit.blocks[0]
@@ -59,8 +67,11 @@ def build_model(arch: Arch, merge: Merge | None = None) -> PrunableViT:
 
 
 def with_merge(model: PrunableViT, merge: Merge | None) -> PrunableViT:
-    """The same model (shared tensors) with another merging step."""
-    return PrunableViT(model.vit, replace(model.arch), merge, model.mean, model.std)
+    """The same model (shared tensors, same mask and mode) with another merging step."""
+    other = PrunableViT(model.vit, replace(model.arch), merge, model.mean, model.std)
+    if model.masked:
+        other.set_keep(model.keep)
+    return other.train(model.training)
 
 
 def fold_batchnorm(model: PrunableViT) -> None:
@@ -81,8 +92,12 @@ def _create_timm(
         kwargs = kwargs | {"embed_layer": STEMS[stem]}
     try:
         vit = timm.create_model(name, pretrained=pretrained, **kwargs)
-    except TypeError as error:
-        raise ValueError(f"{name} cannot be built as a VisionTransformer: {error}") from error
+    except (TypeError, AssertionError, RuntimeError) as error:
+        # timm refuses impossible combinations by bare assertions.
+        raise ValueError(
+            f"{name} with {kwargs} cannot be built as a VisionTransformer: "
+            f"{str(error) or repr(error)}"
+        ) from error
     reason = _refusal(vit)
     if reason:
         raise ValueError(f"{name} cannot be pruned here: {reason}")
@@ -97,6 +112,15 @@ def _refusal(vit: Any) -> str | None:
             f"it is a {type(vit).__name__}; only timm's VisionTransformer has the sites this "
             "library knows"
         )
+    if type(vit.patch_embed) not in tuple(STEMS[name] for name in STEMS):
+        return (
+            f"its patch embedding is {type(vit.patch_embed).__name__}, whose cost is not known; "
+            f"known stems: {', '.join(STEMS)}"
+        )
+    if vit.in_chans != 3:
+        return f"it takes {vit.in_chans} channels; images here are RGB"
+    if not isinstance(vit.patch_drop, nn.Identity):
+        return "patch_drop_rate > 0 drops patches at random, which this forward pass does not do"
     if vit.dynamic_img_size:
         return "dynamic_img_size=True leaves the patch grid open; maps need a fixed grid"
     if vit.patch_embed.grid_size[0] != vit.patch_embed.grid_size[1]:
@@ -154,13 +178,7 @@ def _normalisation(vit: VisionTransformer) -> tuple[Tensor, Tensor]:
 
 
 def _load_weights(vit: VisionTransformer, path: Path) -> None:
-    if not path.is_file():
-        raise ValueError(f"weights file {path} does not exist")
-    if path.suffix == ".safetensors":
-        state = load_file(path)
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    state = checkpoint_filter_fn(state.get("state_dict", state.get("model", state)), vit)
+    state = checkpoint_filter_fn(_read_weights(path), vit)
     own = vit.state_dict()
     head = {
         k for k in own if k.startswith("head.") and k in state and state[k].shape != own[k].shape
@@ -175,6 +193,23 @@ def _load_weights(vit: VisionTransformer, path: Path) -> None:
             f"{missing[:3]} "
             f"({len(missing)} in all); the file must hold weights of the same timm model"
         )
+    if head or "head.weight" not in state:
+        logger.warning("%s: its classifier was left out, ours starts at random", path.name)
     vit.load_state_dict(
         {k: v for k, v in state.items() if k in own and k not in head}, strict=False
     )
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ValueError(f"weights file {path} does not exist")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return dict(state.get("state_dict", state.get("model", state)))
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
+        raise ValueError(
+            f"{path.name} cannot be read as weights ({error}); give tensors by name, as "
+            ".safetensors or as .pth/.pt without pickled code"
+        ) from error

@@ -65,7 +65,7 @@ def match_tokens(patches: Tensor, r: int) -> Tensor:
 
 
 def merge_tokens(patches: Tensor, group: Tensor, num_tokens: int) -> tuple[Tensor, Tokens]:
-    """Average the patches of each group.
+    """Average the patches of each group, in their own precision whatever the autocast state.
 
     Args:
         patches: Tokens before merging [B, P, D].
@@ -76,9 +76,11 @@ def merge_tokens(patches: Tensor, group: Tensor, num_tokens: int) -> tuple[Tenso
         Merged tokens [B, T, D] and what they stand for.
     """
     member = group[:, None, :] == torch.arange(num_tokens, device=group.device)[None, :, None]
-    member = member.to(patches.dtype)
-    sizes = member.sum(-1)
-    return (member @ patches) / sizes[..., None], Tokens(sizes=sizes, group=group)
+    with torch.autocast(patches.device.type, enabled=False):
+        member = member.to(patches.dtype)
+        sizes = member.sum(-1)
+        merged = (member @ patches) / sizes[..., None]
+    return merged, Tokens(sizes=sizes, group=group)
 
 
 def unmerge(values: Tensor, tokens: Tokens) -> Tensor:

@@ -81,6 +81,8 @@ class PrunableViT(nn.Module):
                 f"token merging needs global_pool 'avg' or 'token', which weigh tokens by size; "
                 f"got {self.vit.global_pool!r}"
             )
+        if self.vit.pool_include_prefix:
+            raise ValueError("token merging does not support pool_include_prefix=True")
         num_a = (self.grid[0] * self.grid[1] + 1) // 2
         if self.merge.r > num_a:
             raise ValueError(
@@ -233,8 +235,6 @@ class PrunableViT(nn.Module):
         x = vit.norm(x)
         if tokens.sizes is not None and vit.global_pool == "avg":
             weights = tokens.sizes.to(x.dtype) / tokens.sizes.sum(-1, keepdim=True).to(x.dtype)
-            if vit.pool_include_prefix:
-                raise ValueError("token merging does not support pool_include_prefix=True")
             x = (weights[:, None, :] @ x[:, self.num_prefix_tokens :])[:, 0]
         else:
             x = vit.pool(x)

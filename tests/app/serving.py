@@ -45,7 +45,7 @@ def example_path() -> Path:
 
 
 def broken_files(folder: Path) -> dict[Path, str]:
-    """Files that are no usable picture, and part of the sentence that each must be answered with."""
+    """Files that are no usable picture, and part of the sentence that answers each."""
     png = io.BytesIO()
     Image.effect_noise((300, 300), 80).save(png, "PNG")
     bomb = io.BytesIO()

@@ -247,7 +247,8 @@ def test_phone_needs_no_sideways_scrolling(browser: Any, served: Served, scheme:
     assert len(visitor.texts("#nb-predictions .nb-cell")) == 4
     assert visitor.overflow() <= 0
     widths = visitor.page.eval_on_selector_all(
-        "#nb-page .nb-cell, #nb-page .nb-table", "all => all.map(e => e.scrollWidth - e.clientWidth)"
+        "#nb-page .nb-cell, #nb-page .nb-table",
+        "all => all.map(e => e.scrollWidth - e.clientWidth)",
     )
     assert max(widths) <= 1
     visitor.context.close()

@@ -59,8 +59,8 @@ def test_axis_is_logarithmic_for_ratios() -> None:
     axis = chart.Axis(low=-2.0, high=2.0, ratio=True)
     assert [axis.place(v) for v in (0.25, 0.5, 1.0, 2.0, 4.0)] == [0.0, 25.0, 50.0, 75.0, 100.0]
     assert axis.ticks() == [
-        (0.0, "1/4×"),
-        (25.0, "1/2×"),
+        (0.0, "¼×"),
+        (25.0, "½×"),
         (50.0, "1×"),
         (75.0, "2×"),
         (100.0, "4×"),

@@ -19,6 +19,12 @@ from PIL import Image
 from app.errors import UserError
 from app.images import load_image
 
+# Pillow warns of what it then refuses or mends.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning:PIL"),
+]
+
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
 
@@ -203,6 +209,22 @@ def test_pillow_images_are_held_to_the_same_rules() -> None:
         (encoded(NOISE, "JPEG")[:-200], "JPEG file is damaged"),
         (encoded(NOISE, "JPEG")[:300], "This file is damaged"),
         (encoded(NOISE, "PNG")[:4000], "PNG file is damaged"),
+    ],
+    ids=[
+        "nothing",
+        "empty path",
+        "empty file",
+        "a number",
+        "no such file",
+        "no such name",
+        "text",
+        "EPS",
+        "169 megapixels",
+        "10000 megapixels",
+        "no pixels",
+        "cut JPEG",
+        "cut JPEG header",
+        "cut PNG",
     ],
 )
 def test_bad_input_is_answered_with_a_sentence(source: object, said: str) -> None:

@@ -1,0 +1,108 @@
+"""What the page offers before anything is computed: menus, defaults, and what they follow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from app import gallery
+from app.attribution import ATTRIBUTIONS
+from app.controls import answer_controls, question_controls, target_choices
+from app.markup import picture
+from app.quantities import QUANTITIES
+from app.service import Service
+from app.ui import build_page
+from tests.app.folders import ids_by_mitigation
+from tests.app.serving import serve
+
+
+@pytest.fixture(scope="module")
+def service(tiny_checkpoints: Path) -> Service:
+    return serve(tiny_checkpoints).service
+
+
+@pytest.fixture(scope="module")
+def components(service: Service) -> dict[str, Any]:
+    page = build_page(service, concurrency=1)
+    return {block.elem_id: block for block in page.blocks.values() if block.elem_id}
+
+
+def values(menu: Any) -> list[str]:
+    return [value for _, value in menu.choices]
+
+
+def test_menus_hold_all_that_is_registered(components: dict[str, Any]) -> None:
+    assert set(values(components["nb-method"])) == set(ATTRIBUTIONS)
+    assert values(components["nb-quantity"]) == list(QUANTITIES)
+    assert components["nb-method"].value == "integrated_gradients"
+    assert components["nb-quantity"].value == "burden"
+
+
+def test_default_models_are_dense_none_and_handoff(
+    components: dict[str, Any], tiny_checkpoints: Path
+) -> None:
+    ids = ids_by_mitigation(tiny_checkpoints)
+    assert components["nb-variants"].value == [ids["dense"], ids["none"], ids["handoff"]]
+    assert set(values(components["nb-variants"])) == set(ids.values())
+
+
+def test_any_class_can_be_explained_after_the_two_shorthands(
+    components: dict[str, Any], service: Service
+) -> None:
+    classes = list(service.variants()[0].classes)
+    assert values(components["nb-target"]) == ["base", "own", *classes]
+
+
+def test_models_of_several_datasets_are_told_apart(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *others = service.variants()
+    foreign = replace(first, id="foreign", dataset="mnist", classes=("0", "1"))
+    infos = (first, *others, foreign)
+    monkeypatch.setattr(service, "variants", lambda: infos)
+    with gr.Blocks():
+        menu = question_controls(service, gallery.read_examples())["variants"]
+        targets = answer_controls(service)["target"]
+    assert [words for words, value in menu.choices if value == "foreign"] == ["mnist: dense"]
+    assert values(targets) == ["base", "own", *first.classes]
+    assert [value for _, value in target_choices(infos, ["foreign"])] == ["base", "own", "0", "1"]
+
+
+def test_layers_of_the_deepest_model_can_be_reached(
+    components: dict[str, Any], service: Service
+) -> None:
+    deepest = max(len(info.site_names) for info in service.variants())
+    assert (components["nb-layer"].minimum, components["nb-layer"].maximum) == (1, deepest / 2)
+
+
+def test_examples_are_small_described_and_sourced() -> None:
+    examples = gallery.read_examples()
+    assert len({example.path for example in examples}) == len(examples) >= 10
+    assert {path.suffix for path in gallery.FOLDER.iterdir()} == {".JPEG", ".json", ".md"}
+    assert {e.path for e in examples} == set(gallery.FOLDER.glob("*.JPEG"))
+    assert sum(path.stat().st_size for path in gallery.FOLDER.iterdir()) < 500_000
+    said = (gallery.FOLDER / "README.md").read_text()
+    assert "Imagenette" in said
+    assert "Apache-2.0" in said
+    strip = gallery.strip(examples)
+    assert all(f'alt="{example.alt}"' in strip for example in examples)
+    assert [f'data-example="{k}"' in strip for k in range(len(examples))] == [True] * len(examples)
+
+
+def test_original_bytes_reach_the_service_not_what_gradio_makes_of_them(
+    components: dict[str, Any],
+) -> None:
+    box = components["nb-photo"]
+    assert (box.type, box.image_mode) == ("filepath", None)
+    assert "webcam" not in box.sources
+
+
+def test_picture_helper_is_the_one_of_the_strip(service: Service) -> None:
+    example = gallery.read_examples()[0]
+    side = gallery.THUMBNAIL
+    thumbnail = service.load_image(example.path).resize((side, side))
+    assert picture(thumbnail, example.alt) in gallery.strip([example])

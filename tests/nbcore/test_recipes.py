@@ -1,0 +1,114 @@
+"""Recipes compare like with like: one dense model, arms that differ in the mitigation alone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from nbcore.config import RunConfig
+from nbcore.macs import macs_of
+from nbcore.mitigation import create_mitigation
+from nbcore.pruning import PRUNERS, allocate
+from nbcore.recipes import RECIPES, pruned
+from nbcore.vit import create_dense, with_merge
+
+NUM_CLASSES = {"shapes": 6, "imagenette": 10, "cifar10": 10, "mnist": 10, "folder": 7}
+
+
+def arms(configs: tuple[RunConfig, ...]) -> dict[tuple, list[RunConfig]]:
+    """Pruned runs by base, host and budget."""
+    found = defaultdict(list)
+    for config in configs:
+        if config.prune:
+            found[config.base, config.prune.pruner, config.prune.macs_ratio].append(config)
+    return found
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_ids_follow_the_naming_rule_and_bases_come_first(name: str) -> None:
+    configs, seen = RECIPES[name](), set()
+    for config in configs:
+        if config.prune is None:
+            assert config.id.endswith("-dense")
+        else:
+            assert config.base in seen
+            stem, prune = str(config.base).removesuffix("-dense"), config.prune
+            percent = {0.5: "50", 0.25: "25"}[prune.macs_ratio]
+            assert config.id == f"{stem}-{prune.pruner}-m{percent}-{prune.mitigation}"
+        assert config.id not in seen
+        assert config.id.startswith(config.data.dataset)
+        seen.add(config.id)
+
+
+def test_ids_are_unique_over_all_recipes() -> None:
+    ids = [config.id for name in RECIPES for config in RECIPES[name]()]
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_arms_of_one_budget_differ_in_the_mitigation_alone(name: str) -> None:
+    groups = arms(RECIPES[name]())
+    assert groups
+    for group in groups.values():
+        assert [c.prune.mitigation for c in group if c.prune] == [
+            "none",
+            "token_merging",
+            "handoff",
+        ]
+        same = []
+        for config in group:
+            assert config.prune is not None
+            plain = replace(config.prune, mitigation="none", mitigation_options={})
+            same.append(replace(config, id="", prune=plain))
+        assert same[1:] == same[:-1]
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_arms_of_all_budgets_train_alike_on_the_data_of_their_base(name: str) -> None:
+    dense, *rest = RECIPES[name]()
+    assert len({repr(asdict(config.train)) for config in rest}) == 1
+    for config in rest:
+        assert (config.data, config.model, config.seed) == (dense.data, dense.model, dense.seed)
+        assert config.train.epochs[-1][0] == dense.train.epochs[-1][0] == dense.data.img_size
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_every_budget_can_be_met(name: str) -> None:
+    dense, *rest = RECIPES[name]()
+    num_classes = NUM_CLASSES[dense.data.dataset]
+    model = create_dense(dense.model, img_size=dense.data.img_size, num_classes=num_classes)
+    whole = macs_of(model).total([site.num_units for site in model.sites])
+    alive = torch.ones(model.num_units, dtype=torch.bool)
+    scores = torch.rand(model.num_units, generator=torch.Generator().manual_seed(0))
+    for config in rest:
+        prune = config.prune
+        assert prune is not None
+        assert prune.pruner in PRUNERS
+        mitigation = create_mitigation(prune.mitigation, prune.mitigation_options)
+        merging = with_merge(model, mitigation.merge())
+        macs = macs_of(merging)
+        keep = allocate(scores, alive, model.sites, macs, int(prune.macs_ratio * whole))
+        spent = macs.total([int(keep[site.units].sum()) for site in model.sites]) / whole
+        assert prune.macs_ratio - 0.01 < spent <= prune.macs_ratio
+        # Every stage must be able to place its photos on the grid and merge at least one token.
+        for side, _ in config.train.epochs:
+            patches = (side // model.patch_size) ** 2
+            assert side % model.patch_size == 0
+            merge = mitigation.merge()
+            assert merge is None or merge.r * patches // (model.grid[0] * model.grid[1]) >= 1
+
+
+def test_forks_are_named_by_what_is_done_to_them() -> None:
+    dense, plain, *_ = RECIPES["shapes-quick"]()
+    assert plain.prune is not None
+    prune = replace(plain.prune, macs_ratio=0.05, pruner="random", mitigation="handoff+x")
+    fork = pruned(dense, plain.train, prune)
+    assert (fork.id, fork.base) == ("shapes-vit-mini-random-m05-handoff+x", dense.id)
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_docstring_tells_the_command(name: str) -> None:
+    assert f"python -m nbcore run {name}" in (RECIPES[name].__doc__ or "")
