@@ -7,6 +7,7 @@ apart by colour-blind people too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ PICTURE_SIDE = 448
 TILE_SIDE = 132
 SHEET_COLUMNS = 4
 CLIPPED_SHARE = 0.01
+LOG_RANGE = 100.0
+"""Highest over lowest value of logarithmic scales; loads of layers differ by as much."""
 INK = "#222222"
 OUTLINE = (255, 255, 255, 150)
 # ColorBrewer's RdBu and YlOrRd (Brewer, Harrower, Penn State; Apache-2.0), lowest first.
@@ -32,6 +35,8 @@ class Scale:
     high: float
     diverging: bool
     """Colours part at zero, and low = -high."""
+    logarithmic: bool = False
+    """Equal colour steps are equal ratios; what is below `low` counts as `low`."""
     title: str
     low_words: str
     high_words: str
@@ -39,6 +44,9 @@ class Scale:
 
     def shares(self, values: np.ndarray) -> np.ndarray:
         """Where values lie between low (0) and high (1), clipped."""
+        if self.logarithmic:
+            ratios = np.maximum(values, self.low) / self.low
+            return np.clip(np.log(ratios) / np.log(self.high / self.low), 0.0, 1.0)
         return np.clip((values - self.low) / (self.high - self.low), 0.0, 1.0)
 
 
@@ -59,18 +67,20 @@ def burden_scale(
             ticks=tuple((k, _power_of_two(k)) for k in _steps(limit)),
         )
     high = max(_upper(maps), 1e-6)
+    low = high / LOG_RANGE
     title, words = {
-        "load": ("Load", "writes more"),
-        "residual": ("Difference from dense", "further away"),
+        "load": ("Load", ("writes less", "writes more")),
+        "residual": ("Difference from dense", ("nearer", "further away")),
     }[quantity]
     return Scale(
-        low=0.0,
+        low=low,
         high=high,
         diverging=False,
+        logarithmic=True,
         title=title + suffix,
-        low_words="none",
-        high_words=words,
-        ticks=((0.0, "0"), (high / 2, f"{high / 2:.2g}"), (high, f"{high:.2g}")),
+        low_words=words[0],
+        high_words=words[1],
+        ticks=tuple((value, f"{value:g}") for value in _decades(low, high)),
     )
 
 
@@ -121,7 +131,7 @@ def heatmap(
     """
     photo = crop.convert("L").resize((side, side), Image.Resampling.LANCZOS)
     pale = 255.0 - 0.75 * (255.0 - np.asarray(photo, dtype=np.float64))
-    colours, opacity = _paint(values, scale)
+    colours, opacity = _paint(scale.shares(values), diverging=scale.diverging)
     rows = np.arange(side) * values.shape[0] // side
     columns = np.arange(side) * values.shape[1] // side
     cells = np.ix_(rows, columns)
@@ -162,8 +172,7 @@ def legend(scale: Scale, note: str = "") -> Image.Image:
     page = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(page)
     font, inner = ImageFont.load_default(26), width - 2 * margin
-    ramp = np.linspace(scale.low, scale.high, inner)
-    colours, opacity = _paint(ramp, scale)
+    colours, opacity = _paint(np.linspace(0, 1, inner), diverging=scale.diverging)
     shown = 255.0 * (1 - opacity[:, None]) + colours * opacity[:, None]
     strip = np.broadcast_to(np.rint(shown).astype(np.uint8), (bar[1] - bar[0], inner, 3))
     page.paste(Image.fromarray(np.ascontiguousarray(strip)), (margin, bar[0]))
@@ -186,14 +195,13 @@ def site_words(name: str) -> str:
     return f"{int(block) + 1} {words.get(part[0], part[0])}" if part else f"layer {int(block) + 1}"
 
 
-def _paint(values: np.ndarray, scale: Scale) -> tuple[np.ndarray, np.ndarray]:
-    """Colours [..., 3] in 0..255 and opacity [...] of values."""
-    share = scale.shares(values)
-    anchors = [ImageColor.getrgb(c) for c in (DIVERGING if scale.diverging else SEQUENTIAL).split()]
+def _paint(shares: np.ndarray, *, diverging: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Colours [..., 3] in 0..255 and opacity [...] of places on a scale."""
+    anchors = [ImageColor.getrgb(c) for c in (DIVERGING if diverging else SEQUENTIAL).split()]
     channels = np.array(anchors, dtype=np.float64).T
     stops = np.linspace(0, 1, len(anchors))
-    colours = np.stack([np.interp(share, stops, channel) for channel in channels], -1)
-    strength = np.abs(2 * share - 1) if scale.diverging else share
+    colours = np.stack([np.interp(shares, stops, channel) for channel in channels], -1)
+    strength = np.abs(2 * shares - 1) if diverging else shares
     return colours, 0.15 + 0.7 * np.sqrt(strength)
 
 
@@ -226,6 +234,13 @@ def _steps(limit: float) -> list[float]:
     step = -(-int(limit) // 3)
     reach = int(limit) // step * step
     return [float(k) for k in range(-reach, reach + 1, step)]
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """1, 3, 10, 30, ... between two values."""
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    values = [float(f"{digit}e{k}") for k in exponents for digit in (1, 3)]
+    return [value for value in values if low <= value <= high]
 
 
 def _power_of_two(k: float) -> str:

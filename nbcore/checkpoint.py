@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
@@ -295,6 +296,12 @@ def variant_to_json(variant: Variant) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(variant)))
 
 
+def to_json(data: Any) -> str:
+    """Indented JSON with lists of numbers on one line: a kept-units list is no page of its own."""
+    text = json.dumps(data, indent=1)
+    return re.sub(r"\[\n[\s\d.,eE+-]*\]", lambda m: " ".join(m.group().split()), text) + "\n"
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read `manifest.json` of a checkpoint folder; bad entries are refused one by one.
 
@@ -341,7 +348,7 @@ def write_manifest(folder: Path, variants: tuple[Variant, ...]) -> None:
         "metrics": [asdict(metric) for metric in METRICS],
         "variants": [variant_to_json(variant) for variant in variants],
     }
-    write_atomically(folder / MANIFEST, json.dumps(data, indent=1) + "\n")
+    write_atomically(folder / MANIFEST, to_json(data))
 
 
 def register_variant(folder: Path, variant: Variant, position: int | None = None) -> None:

@@ -166,7 +166,7 @@ def measure_variant(
     path = out / variant_id / "burden.json"
     means = mean_over_sites(report, dense.model, kept)
     with _withdrawn(out, variant_id) as position:
-        write_atomically(path, json.dumps(asdict(report), indent=1))
+        write_atomically(path, checkpoint.to_json(asdict(report)))
         variant = checkpoint.with_files(variant, {"burden": file_entry(out, path)}, means)
         _write_entry(out, variant)
         if "onnx" in variant.files:
@@ -413,7 +413,7 @@ def _write_trained(
         images = spread(data.test, config.measure_images).images
         report = measure_burden(dense[1].to(device).eval(), metered, kept, images)
         metrics |= mean_over_sites(report, dense[1].model, kept)
-        files["burden.json"] = json.dumps(asdict(report), indent=1)
+        files["burden.json"] = checkpoint.to_json(asdict(report))
     # Whoever stops here leaves no entry that names files of two runs; `variant.json` comes last.
     checkpoint.withdraw_variant(out, config.id)
     (folder / checkpoint.VARIANT).unlink(missing_ok=True)
@@ -485,5 +485,5 @@ def _describe(
 
 
 def _write_entry(out: Path, variant: Variant) -> None:
-    entry = json.dumps(checkpoint.variant_to_json(variant), indent=1) + "\n"
+    entry = checkpoint.to_json(checkpoint.variant_to_json(variant))
     write_atomically(out / variant.id / checkpoint.VARIANT, entry)

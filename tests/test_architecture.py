@@ -22,8 +22,9 @@ evaluate train measure compact checkpoint export provenance pipeline
 verify study __main__
 """
 APP = """
-errors settings text theme images provider registry catalog inference attribution quantities burden
-render pictures parity comparison service schema markup chart gallery api visit ui server __main__
+errors settings text theme images amounts path_integral provider sites registry catalog
+inference attribution quantities burden task render pictures parity comparison service schema
+markup layer_maps chart gallery controls api visit ui server __main__
 """
 ORDER = {"nbcore": NBCORE.split(), "app": APP.split()}
 APP_MAY_READ = {"checkpoint", "vit", "compact", "burden", "preprocessing", "registry"}

@@ -79,6 +79,13 @@ def test_one_scale_for_all_and_one_percent_clipped() -> None:
     assert (plain.low, plain.high, plain.diverging) == (0.0, pytest.approx(0.3), False)
 
 
+def test_loads_are_drawn_by_their_ratios() -> None:
+    scale = burden_scale([np.full((2, 2), 0.5)], "load")
+    # From 0.5 down to a hundredth of it; 0.05 is half of the two decades.
+    assert scale.shares(np.array([0.5, 0.05, 0.005, 0.0])).tolist() == pytest.approx([1, 0.5, 0, 0])
+    assert scale.ticks == ((0.01, "0.01"), (0.03, "0.03"), (0.1, "0.1"), (0.3, "0.3"))
+
+
 def test_maps_of_nothing_still_have_a_scale() -> None:
     for scale in (
         burden_scale([], "burden"),

@@ -12,7 +12,6 @@ import pytest
 from app import gallery
 from app.attribution import ATTRIBUTIONS
 from app.controls import answer_controls, question_controls, target_choices
-from app.markup import picture
 from app.quantities import QUANTITIES
 from app.service import Service
 from app.ui import build_page
@@ -99,10 +98,3 @@ def test_original_bytes_reach_the_service_not_what_gradio_makes_of_them(
     box = components["nb-photo"]
     assert (box.type, box.image_mode) == ("filepath", None)
     assert "webcam" not in box.sources
-
-
-def test_picture_helper_is_the_one_of_the_strip(service: Service) -> None:
-    example = gallery.read_examples()[0]
-    side = gallery.THUMBNAIL
-    thumbnail = service.load_image(example.path).resize((side, side))
-    assert picture(thumbnail, example.alt) in gallery.strip([example])

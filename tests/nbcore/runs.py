@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -52,8 +53,12 @@ NUM_TRAIN, NUM_TEST = 72, 18
 
 def shapes(*_: Any, **options: Any) -> Dataset:
     """A few shapes of the side asked for, whatever data set is named."""
-    kept = {key: value for key, value in options.items() if key != "workers"}
-    return load_dataset("shapes", None, n_train=NUM_TRAIN, n_test=NUM_TEST, **kept)
+    return _shapes(**options)
+
+
+@cache
+def _shapes(**options: Any) -> Dataset:
+    return load_dataset("shapes", None, n_train=NUM_TRAIN, n_test=NUM_TEST, **options)
 
 
 def dense_model(seed: int = 0, model: ModelConfig = MODEL) -> PrunableViT:

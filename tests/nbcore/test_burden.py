@@ -206,6 +206,18 @@ def test_gates_scale_a_units_deviation_from_its_mean() -> None:
     close(unit_load[0, 6], length / stream[0, 1])
 
 
+def test_gates_and_kept_units_can_differ_by_image() -> None:
+    twin, images = metered(tiny(merge=Merge(block=1, r=5))), pictures(3)
+    generator = torch.Generator().manual_seed(4)
+    gates, keep = torch.rand(2, 3, twin.model.num_units, generator=generator).double().unbind(0)
+    together = twin(images, gates, keep)
+    for i in range(3):
+        one = slice(i, i + 1)
+        alone = twin(images[one], gates[one], keep[one])
+        for found, wanted in zip(together, alone, strict=True):
+            close(found[one], wanted)
+
+
 def test_one_mean_per_site_is_needed() -> None:
     with pytest.raises(ValueError, match=r"one mean per site \(4\), got 1"):
         MeteredViT(tiny(), [torch.zeros(4, 8)])

@@ -157,7 +157,7 @@ def variants(draw: st.DrawFn) -> Variant:
 
 
 @given(st.lists(variants(), max_size=3, unique_by=lambda v: v.id))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_manifest_is_read_back_as_it_was_written(
     tmp_path_factory: pytest.TempPathFactory, written: list[Variant]
 ) -> None:
@@ -183,7 +183,7 @@ def places(value: Any, path: tuple = ()) -> list[tuple]:
 
 
 @given(st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_whatever_an_entry_holds_is_read_or_refused_by_name(data: st.DataObject) -> None:
     full = with_files(VARIANT, {"onnx": FileEntry(path="a-b/x", sha256="0", size_bytes=1)}, {})
     entry = variant_to_json(full)

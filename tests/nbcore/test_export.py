@@ -255,14 +255,17 @@ def test_a_different_match_is_counted_and_compared_as_given(merged: Exported) ->
 
 def test_differences_are_those_of_the_worst_image_and_site(dense: Exported) -> None:
     def alter(metered: MeteredViT, image: Tensor) -> list[Tensor]:
-        logits, unit_load, token_load, stream = metered(image)
+        before = metered(image)
+        logits, unit_load, token_load, stream = (value.clone() for value in before)
         if len(image) == 2:
             logits[1, 3] += 0.25
-            # Half a percent of the largest load of site 1 (units 4 to 19), on a smaller one.
+            # Half a percent of the length of site 1 (units 4 to 19), on its smallest load.
             site = unit_load[0, 4:20]
-            unit_load[0, 4 + int(site.argmin())] += 0.005 * site.max()
+            unit_load[0, 4 + int(site.argmin())] += 0.005 * site.norm()
         if len(image) == 7:
-            token_load[6, 3, 2] -= 0.01 * token_load[6, 3].max()
+            # 3² + 4² = 5².
+            token_load[6, 3, 2] -= 0.006 * before[2][6, 3].norm()
+            token_load[6, 3, 9] += 0.008 * before[2][6, 3].norm()
         return [logits, unit_load, token_load, stream]
 
     parity = compare(Replay(dense.metered, alter), dense.metered, PHOTOS)  # type: ignore[arg-type]

@@ -49,7 +49,7 @@ def allocations(draw: st.DrawFn) -> tuple[Tensor, Tensor, tuple[Site, ...], Macs
 
 
 @given(allocations())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_allocation_fills_the_budget_and_never_exceeds_it(case: tuple) -> None:
     scores, alive, sites, macs, _, budget = case
     keep = allocate(scores, alive, sites, macs, budget)

@@ -162,7 +162,8 @@ def test_a_gate_equals_scaled_write_weights(seed: int, merged: bool) -> None:
 
 def test_gates_can_differ_by_image() -> None:
     model, images = tiny(), pictures(3)
-    gates = torch.rand(3, model.num_units, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    gates = torch.rand(3, model.num_units, generator=generator, dtype=torch.float64)
     alone = [model(images[i : i + 1], gates[i : i + 1]) for i in range(3)]
     close(model(images, gates), torch.cat(alone))
 
@@ -184,11 +185,13 @@ def test_a_silent_unit_is_all_that_its_parameters_touch(site: int) -> None:
     gate = torch.ones(1, model.num_units, dtype=torch.float64)
     gate[0, model.sites[site].start + unit] = 0
     before = model(pictures(), gate)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter, dim, owner in model.unit_parameters(site):
             own = (owner == unit).nonzero()[:, 0]
             shape = parameter.index_select(dim, own).shape
-            parameter.index_copy_(dim, own, 9 * torch.randn(shape, dtype=torch.float64))
+            other = 9 * torch.randn(shape, generator=generator, dtype=torch.float64)
+            parameter.index_copy_(dim, own, other)
     close(model(pictures(), gate), before, 0)
     assert not torch.allclose(model(pictures()), before)
 
