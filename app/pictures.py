@@ -11,6 +11,7 @@ from app.attribution import AttributionMap
 from app.burden import BurdenMaps, Which
 from app.errors import UserError
 
+NULL_NOTE = "Before retraining: dense, its pruned units turned off live."
 MERGED_NOTE = "Fine white lines: edges of patches merged into one token."
 
 
@@ -28,7 +29,7 @@ def of_site(
     Raises:
         UserError: If there is no such site.
     """
-    pictures, scale = {}, burden_scale(burdens, which)
+    pictures, scale = {}, burden_scale(burdens)
     for key, cell in burdens.items():
         if site not in cell.site_names:
             raise UserError(f"unknown site {site!r}; available: {', '.join(cell.site_names)}")
@@ -43,7 +44,7 @@ def sheets(
     crop: Image.Image, burdens: Mapping[str, BurdenMaps], which: Which
 ) -> dict[str, Image.Image]:
     """All sites of each variant in one picture, on the scale of `of_site`."""
-    scale = burden_scale(burdens, which)
+    scale = burden_scale(burdens)
     return {
         key: render.sheet(crop, maps, cell.site_names, scale)
         for key, cell in burdens.items()
@@ -54,7 +55,8 @@ def sheets(
 def burden_legend(burdens: Mapping[str, BurdenMaps], which: Which) -> Image.Image:
     """Colour bar of these pictures."""
     merged = any(g is not None for cell in burdens.values() for g in cell.outlines(which))
-    return render.legend(burden_scale(burdens, which), MERGED_NOTE if merged else "")
+    note = NULL_NOTE if which == "null" else MERGED_NOTE if merged else ""
+    return render.legend(burden_scale(burdens), note)
 
 
 def attribution_legend(attributions: Mapping[str, AttributionMap]) -> Image.Image:
@@ -62,11 +64,11 @@ def attribution_legend(attributions: Mapping[str, AttributionMap]) -> Image.Imag
     return render.legend(attribution_scale(attributions))
 
 
-def burden_scale(burdens: Mapping[str, BurdenMaps], which: Which) -> render.Scale:
-    """Scale of all sites of all variants; both values of `which` share it, to be compared."""
+def burden_scale(burdens: Mapping[str, BurdenMaps]) -> render.Scale:
+    """Scale of all sites of all variants, before and after retraining, so that all can be compared."""
     maps = [m for cell in burdens.values() for m in (cell.maps, cell.null_maps) if m is not None]
     quantity = next((cell.quantity for cell in burdens.values()), "burden")
-    return render.burden_scale(maps, quantity, before_retraining=which == "null")
+    return render.burden_scale(maps, quantity)
 
 
 def attribution_scale(attributions: Mapping[str, AttributionMap]) -> render.Scale:

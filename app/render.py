@@ -50,18 +50,15 @@ class Scale:
         return np.clip((values - self.low) / (self.high - self.low), 0.0, 1.0)
 
 
-def burden_scale(
-    maps: Sequence[np.ndarray], quantity: str, *, before_retraining: bool = False
-) -> Scale:
+def burden_scale(maps: Sequence[np.ndarray], quantity: str) -> Scale:
     """Scale of burden, load or residual maps; the largest 1 % of patches are clipped in drawing."""
-    suffix = " before retraining" if before_retraining else ""
     if quantity == "burden":
         limit = max(_upper(maps), 0.5)
         return Scale(
             low=-limit,
             high=limit,
             diverging=True,
-            title=f"Burden{suffix}, 1 = as in dense",
+            title="Burden, 1 = as in dense",
             low_words="carries less",
             high_words="carries more",
             ticks=tuple((k, _power_of_two(k)) for k in _steps(limit)),
@@ -77,7 +74,7 @@ def burden_scale(
         high=high,
         diverging=False,
         logarithmic=True,
-        title=title + suffix,
+        title=title,
         low_words=words[0],
         high_words=words[1],
         ticks=tuple((value, f"{value:g}") for value in _decades(low, high)),
@@ -129,15 +126,7 @@ def heatmap(
     Returns:
         RGB picture, side x side; every patch one block of colour.
     """
-    photo = crop.convert("L").resize((side, side), Image.Resampling.LANCZOS)
-    pale = 255.0 - 0.75 * (255.0 - np.asarray(photo, dtype=np.float64))
-    colours, opacity = _paint(scale.shares(values), diverging=scale.diverging)
-    rows = np.arange(side) * values.shape[0] // side
-    columns = np.arange(side) * values.shape[1] // side
-    cells = np.ix_(rows, columns)
-    over = opacity[cells][..., None]
-    mixed = pale[..., None] * (1 - over) + colours[cells] * over
-    picture = Image.fromarray(np.rint(mixed).astype(np.uint8))
+    picture = _blend(_pale(crop, side), values, scale)
     if groups is not None:
         _outline(picture, groups)
     return picture
@@ -156,13 +145,12 @@ def sheet(crop: Image.Image, maps: np.ndarray, names: Sequence[str], scale: Scal
     columns = min(SHEET_COLUMNS, len(names))
     height = -(-len(names) // columns) * (TILE_SIDE + label + gap)
     page = Image.new("RGB", (columns * (TILE_SIDE + gap) - gap, height), "white")
-    draw = ImageDraw.Draw(page)
+    draw, pale = ImageDraw.Draw(page), _pale(crop, TILE_SIDE)
     for index, name in enumerate(names):
         left = (index % columns) * (TILE_SIDE + gap)
         top = (index // columns) * (TILE_SIDE + label + gap)
         draw.text((left, top), site_words(name), fill=INK, font=font)
-        tile = heatmap(crop, maps[index], scale, side=TILE_SIDE)
-        page.paste(tile, (left, top + label))
+        page.paste(_blend(pale, maps[index], scale), (left, top + label))
     return page
 
 
@@ -193,6 +181,23 @@ def site_words(name: str) -> str:
     _, block, *part = name.split(".")
     words = {"attn": "attention", "mlp": "MLP"}
     return f"{int(block) + 1} {words.get(part[0], part[0])}" if part else f"layer {int(block) + 1}"
+
+
+def _pale(crop: Image.Image, side: int) -> np.ndarray:
+    """A photo in light grey, [side, side, 1] in 0..255."""
+    grey = crop.convert("L").resize((side, side), Image.Resampling.LANCZOS)
+    return (255.0 - 0.75 * (255.0 - np.asarray(grey, dtype=np.float32)))[..., None]
+
+
+def _blend(pale: np.ndarray, values: np.ndarray, scale: Scale) -> Image.Image:
+    side = len(pale)
+    colours, opacity = _paint(scale.shares(values), diverging=scale.diverging)
+    rows = np.arange(side) * values.shape[0] // side
+    columns = np.arange(side) * values.shape[1] // side
+    cells = np.ix_(rows, columns)
+    over = opacity.astype(np.float32)[cells][..., None]
+    mixed = pale * (1 - over) + colours.astype(np.float32)[cells] * over
+    return Image.fromarray(np.rint(mixed).astype(np.uint8))
 
 
 def _paint(shares: np.ndarray, *, diverging: bool) -> tuple[np.ndarray, np.ndarray]:

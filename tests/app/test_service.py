@@ -196,7 +196,7 @@ def test_merged_patches_are_outlined_where_they_are_merged(
     service: Service, photo: Image.Image, ids: dict[str, str]
 ) -> None:
     burdens = service.burden(photo, [ids["token_merging"]])
-    cell, scale = burdens[ids["token_merging"]], pictures.burden_scale(burdens, "trained")
+    cell, scale = burdens[ids["token_merging"]], pictures.burden_scale(burdens)
     crop = service.crop(photo)
     assert cell.maps is not None
     for site, groups in ((0, None), (-1, cell.groups[-1])):
@@ -205,8 +205,15 @@ def test_merged_patches_are_outlined_where_they_are_merged(
         assert np.array_equal(np.asarray(found[cell.variant]), np.asarray(wanted))
     plain = render.heatmap(crop, cell.maps[-1], scale)
     assert not np.array_equal(np.asarray(wanted), np.asarray(plain))
-    noted, bare = service.burden_legend(burdens), service.burden_legend(burdens, "null")
-    assert noted.height > bare.height
+    legends = [
+        service.burden_legend(burdens),
+        service.burden_legend(burdens, "null"),
+        render.legend(scale, pictures.MERGED_NOTE),
+        render.legend(scale, pictures.NULL_NOTE),
+    ]
+    trained, null, merged_note, null_note = (np.asarray(legend) for legend in legends)
+    assert np.array_equal(trained, merged_note)
+    assert np.array_equal(null, null_note)
 
 
 def test_a_difference_by_hand() -> None:
