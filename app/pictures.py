@@ -65,7 +65,7 @@ def attribution_legend(attributions: Mapping[str, AttributionMap]) -> Image.Imag
 
 
 def burden_scale(burdens: Mapping[str, BurdenMaps]) -> render.Scale:
-    """Scale of all sites of all variants, before and after retraining, so that all can be compared."""
+    """One scale for all sites of all variants, before and after retraining."""
     maps = [m for cell in burdens.values() for m in (cell.maps, cell.null_maps) if m is not None]
     quantity = next((cell.quantity for cell in burdens.values()), "burden")
     return render.burden_scale(maps, quantity)
