@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
         "exit status 1 on any fault"
     )
     command = commands.add_parser("verify", parents=[where], help=text, description=text)
+    command.add_argument("ids", nargs="*", metavar="ID", help="only these variants; default: all")
     command.add_argument(
         "--accuracy", action="store_true", help="also measure the test metrics again (needs --data)"
     )
@@ -258,7 +259,9 @@ def _verify(options: argparse.Namespace) -> int:
     from nbcore.verify import verify
 
     faults = 0
-    for finding in verify(options.checkpoints, data_dir=options.data, accuracy=options.accuracy):
+    for finding in verify(
+        options.checkpoints, only=options.ids, data_dir=options.data, accuracy=options.accuracy
+    ):
         faults += not finding.ok
         print(f"{'ok   ' if finding.ok else 'FAULT'} {finding.variant}: {finding.text}")
     print(f"{faults} faults" if faults else "everything holds")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,28 +36,35 @@ class Finding:
 
 
 def verify(
-    folder: Path, *, data_dir: Path | None = None, accuracy: bool = False
+    folder: Path,
+    *,
+    only: Sequence[str] = (),
+    data_dir: Path | None = None,
+    accuracy: bool = False,
 ) -> Iterator[Finding]:
     """Check a checkpoint folder; every promise is one finding.
 
     Args:
         folder: Holds `manifest.json`.
+        only: Ids of the variants to check; empty means all.
         data_dir: Prepared photos: parity is then measured on 256 test photos per variant instead of
             ten generated pictures.
         accuracy: Also measure the test metrics again through ONNX Runtime; needs `data_dir`, except
             for generated data.
 
     Raises:
-        CheckpointError: If the manifest itself cannot be read.
+        CheckpointError: If the manifest itself cannot be read, or does not name a variant of
+            `only`.
         ValueError: If accuracy is asked for without photos.
     """
     manifest = checkpoint.read_manifest(folder)
+    chosen = [manifest[name] for name in only if name not in manifest.refused]
     for name, reason in manifest.refused.items():
         yield Finding(variant=name, ok=False, text=reason)
     if not manifest.variants:
         yield Finding(variant="manifest", ok=False, text="names no readable variant")
     yield _total_size(folder)
-    for variant in manifest.variants:
+    for variant in chosen if only else manifest.variants:
         try:
             yield from _verify_variant(folder, variant, data_dir, accuracy)
         except (CheckpointError, ExportError) as error:

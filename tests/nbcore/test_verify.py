@@ -67,6 +67,14 @@ def test_sound_folder_keeps_every_promise(tiny_checkpoints: Path) -> None:
     assert [f.variant for f in findings] == ["manifest", *(i for i in ids for _ in range(3))]
 
 
+def test_only_the_variants_that_were_asked_for_are_checked(tiny_checkpoints: Path) -> None:
+    child = read_manifest(tiny_checkpoints).variants[1].id
+    findings = list(verify(tiny_checkpoints, only=[child]))
+    assert [f.variant for f in findings] == ["manifest", child, child, child]
+    with pytest.raises(CheckpointError, match="unknown variant 'ghost'"):
+        list(verify(tiny_checkpoints, only=["ghost"]))
+
+
 @pytest.mark.parametrize(
     "name",
     [
