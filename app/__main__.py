@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 BAD_USAGE = 2
 HELP_WIDTH = 90
-CHECKED_PHOTOS = 4
+CHECKED_PHOTOS = 2
 """Photos on which ONNX and torch are compared at the start."""
 EXAMPLES = """examples:
   python -m app                                      serve ./checkpoints at http://127.0.0.1:7860
@@ -116,13 +116,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(settings: Settings, bound: socket.socket) -> int:
+    # Read when torch is loaded: threads that wait by spinning take the cores from other models.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Behind the checks of `main`, since these take seconds to import and a wrong option should not.
     from app import gallery
+    from app.memory import RememberingService
     from app.server import create_app
-    from app.service import Service
 
     try:
-        service = Service.from_settings(settings)
+        service = RememberingService.from_settings(settings)
     except (ValueError, UserError) as error:
         return _refuse(error)
     app = create_app(service, settings)

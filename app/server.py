@@ -36,7 +36,7 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
 
     @app.get("/readyz")
     def readyz() -> JSONResponse:
-        """200 once a variant is served and the start-up checks are done, else 503."""
+        """200 while at least one variant is served, else 503; the body tells which and on what."""
         state = _standing(service)
         return JSONResponse(state, status_code=200 if state["ready"] else 503)
 
@@ -65,7 +65,8 @@ def _standing(service: Service) -> dict[str, Any]:
     status = service.status()
     variants = [info.id for info in service.variants()]
     return {
-        "ready": bool(variants) and status.ready,
+        "ready": bool(variants),
+        "checked": status.ready,
         "provider": status.provider,
         "device": status.device,
         "variants": variants,

@@ -24,7 +24,7 @@ verify study __main__
 APP = """
 errors settings text theme images amounts path_integral provider sites registry catalog
 inference attribution quantities burden task render pictures parity comparison service schema
-markup layer_maps chart gallery controls api visit ui server __main__
+markup layer_maps chart gallery memory controls api visit ui server __main__
 """
 ORDER = {"nbcore": NBCORE.split(), "app": APP.split()}
 APP_MAY_READ = {"checkpoint", "vit", "compact", "burden", "preprocessing", "registry"}

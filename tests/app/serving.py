@@ -13,6 +13,7 @@ from PIL import Image
 
 from app.__main__ import listen
 from app.gallery import read_examples
+from app.memory import RememberingService
 from app.server import create_app
 from app.service import Service
 from app.settings import Settings
@@ -30,7 +31,7 @@ class Served:
 def serve(checkpoints: Path) -> Served:
     """Serve a checkpoint folder until the process ends."""
     settings = Settings(checkpoints=checkpoints, port=0, device="cpu", threads=1)
-    service = Service.from_settings(settings)
+    service = RememberingService.from_settings(settings)
     bound = listen(settings)
     # Connections wait from here on, so nobody has to ask whether the server is up yet.
     bound.listen()

@@ -21,19 +21,28 @@ def served(tiny_checkpoints: Path) -> Served:
     return serve(tiny_checkpoints)
 
 
-def test_ready_only_once_the_start_up_checks_are_done(tiny_checkpoints: Path) -> None:
+def test_readiness_tells_whether_the_start_up_checks_are_done(tiny_checkpoints: Path) -> None:
     settings = Settings(checkpoints=tiny_checkpoints, device="cpu", threads=1)
     service = Service.from_settings(settings)
     client = TestClient(create_app(service, settings))
     assert client.get("/healthz").json() == {"status": "ok"}
     before = client.get("/readyz")
-    assert (before.status_code, before.json()["ready"]) == (503, False)
+    assert (before.status_code, before.json()["ready"], before.json()["checked"]) == (
+        200,
+        True,
+        False,
+    )
+    assert set(before.json()["parity"].values()) == {None}
     service.start_checks()
     assert service.parity.wait(60)
-    after = client.get("/readyz")
-    assert (after.status_code, after.json()["ready"]) == (200, True)
-    assert after.json()["provider"] == "CPUExecutionProvider"
-    assert all(difference <= 1e-5 for difference in after.json()["parity"].values())
+    after = client.get("/readyz").json()
+    assert after["checked"]
+    assert after["provider"] == "CPUExecutionProvider"
+    assert all(0 < difference <= 1e-5 for difference in after["parity"].values())
+    for key in after["variants"]:
+        service.registry.refuse(key, "it is broken")
+    broken = client.get("/readyz")
+    assert (broken.status_code, broken.json()["ready"]) == (503, False)
 
 
 def test_a_damaged_variant_is_refused_by_name_and_the_others_are_served(
@@ -51,6 +60,7 @@ def test_a_damaged_variant_is_refused_by_name_and_the_others_are_served(
     assert list(found["refused"]) == [ids["none"]]
     assert "sha256" in found["refused"][ids["none"]]
     assert found["ready"]
+    assert found["checked"]
 
 
 def test_page_asks_no_other_host_for_anything(served: Served) -> None:
