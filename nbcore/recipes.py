@@ -51,7 +51,7 @@ def shapes_quick() -> tuple[RunConfig, ...]:
             stem="conv",
         ),
         train=TrainConfig(
-            epochs=((32, 10),),
+            epochs=((32, 6),),
             batch_size=64,
             lr=3e-3,
             warmup_epochs=1,
@@ -61,13 +61,13 @@ def shapes_quick() -> tuple[RunConfig, ...]:
             crop_scale=(0.7, 1.0),
             jitter=0.1,
             ema_decay=0.98,
-            eval_every=5,
+            eval_every=3,
             save_every=2,
         ),
         calibration_images=256,
         measure_images=256,
     )
-    train = replace(dense.train, epochs=((32, 3),), lr=1e-3, eval_every=3)
+    train = replace(dense.train, epochs=((32, 2),), lr=1e-3, eval_every=2)
     half = PruneConfig(pruner="taylor", macs_ratio=0.5, updates=8)
     merging = {"token_merging": {"block": 1, "r": 4}}
     return (
