@@ -1,14 +1,19 @@
-"""Command line: data | run | list | measure | export | add | verify."""
+"""Command line: data | run | study | bench | list | measure | export | add | verify."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from nbcore.study import StudyConfig
 
 EPILOG = """\
 a first walk, without any data:
@@ -39,6 +44,8 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _data_command(commands)
     _run_command(commands)
+    _study_command(commands)
+    _bench_command(commands)
     where = argparse.ArgumentParser(add_help=False)
     where.add_argument(
         "--checkpoints",
@@ -129,6 +136,170 @@ def _run_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--pretrained", action="store_true", help="start from timm's weights (needs a network)"
     )
     model.add_argument("--weights", metavar="FILE", help="start from a local file of timm weights")
+
+
+def _study_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from nbcore.study.grid import STUDIES
+
+    studies = "\n".join(
+        f"  {name:22s}{(STUDIES[name].__doc__ or '').partition(chr(10))[0]}" for name in STUDIES
+    )
+    command = commands.add_parser(
+        "study",
+        help="run a grid of hosts, mitigations, budgets and seeds, and report what it shows",
+        description="Run a grid of hosts, mitigations, budgets and seeds; then tables, figures and "
+        "a written report. What is done is skipped, whenever the study was stopped.",
+        epilog=f"studies (nbcore/study/grid.py):\n{studies}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("study", metavar="STUDY", help="one of the names below")
+    _data_option(command)
+    command.add_argument(
+        "--out", type=Path, metavar="DIR", help="results; default: checkpoints/study/STUDY"
+    )
+    command.add_argument(
+        "--work",
+        type=Path,
+        metavar="DIR",
+        help="dense models and compiled code, needed to go on; default: runs/study/STUDY, with "
+        "--out DIR: DIR.runs",
+    )
+    command.add_argument(
+        "--device", default="auto", help="auto (all GPUs), cpu, cuda or cuda:N; default: auto"
+    )
+    command.add_argument(
+        "--workers", type=int, metavar="N", help="processes for each GPU; default: 4, on a CPU 1"
+    )
+    command.add_argument("--seeds", type=int, nargs="+", metavar="N", help="only these seeds")
+    command.add_argument(
+        "--limit-seconds", type=float, metavar="S", help="start no run after S seconds"
+    )
+    command.add_argument(
+        "--report", action="store_true", help="run nothing: make figures and report anew"
+    )
+
+
+def _study(options: argparse.Namespace) -> int:
+    from nbcore.study import STUDIES, run_study
+
+    study = STUDIES[options.study]()
+    out = options.out or Path("checkpoints/study") / study.name
+    if options.report:
+        return _report_study(study, out)
+    work = options.work or (
+        out.with_name(f"{out.name}.runs") if options.out else Path("runs/study") / study.name
+    )
+    devices = _devices(options.device)
+    workers = options.workers or (4 if devices[0].startswith("cuda") else 1)
+    if workers < 1:
+        raise ValueError(f"--workers must be at least 1, got {workers}")
+    progress = run_study(
+        study,
+        out=out,
+        work_dir=work,
+        data_dir=options.data,
+        devices=devices,
+        workers=workers,
+        seeds=options.seeds,
+        limit_seconds=options.limit_seconds,
+    )
+    for arm, reason in progress.failed.items():
+        print(f"{arm.key}: FAILED: {reason}")
+    print(f"{study.name}: {progress.finished} of {progress.total} runs are done")
+    if progress.finished + len(progress.failed) < progress.total:
+        print("stopped by --limit-seconds: the same command goes on")
+    else:
+        _report_study(study, out)
+    return 1 if progress.failed else 0
+
+
+def _report_study(study: StudyConfig, out: Path) -> int:
+    from nbcore.study.report import write_report
+
+    print(write_report(study, out))
+    return 0
+
+
+def _devices(name: str) -> list[str]:
+    """Devices of a study; "auto" and "cuda" mean all GPUs."""
+    device = _device(name)
+    if device.type == "cuda" and device.index is None:
+        return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    return [str(device)]
+
+
+def _bench_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "measure speed against what others offer, side by side in one run"
+    command = commands.add_parser("bench", help=text, description=text)
+    subjects = command.add_subparsers(dest="subject", required=True, metavar="SUBJECT")
+    text = "images per second of our training loop and of timm's on the same photos"
+    train = subjects.add_parser("train", help=text, description=text)
+    photos = train.add_mutually_exclusive_group(required=True)
+    photos.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="prepared Imagenette; timm reads its training photos as JPEG files",
+    )
+    photos.add_argument(
+        "--photos", type=Path, metavar="DIR", help="an image folder, train/<class>/..., for both"
+    )
+    photos.add_argument(
+        "--synthetic", type=int, metavar="N", help="N made-up photos, to try the command out"
+    )
+    train.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default: auto")
+    for name, default, text in (
+        ("--img-size", 224, "side of the photos in pixels"),
+        ("--batch-size", 512, "images per step"),
+        ("--rounds", 3, "processes of ours and of timm's fastest setting, in turns"),
+    ):
+        train.add_argument(
+            name, type=int, default=default, metavar="N", help=f"{text}; default: %(default)s"
+        )
+    train.add_argument(
+        "--workers", type=int, metavar="N", help="processes of timm's loader; default: all cores"
+    )
+    train.add_argument(
+        "--seconds",
+        type=float,
+        default=15.0,
+        metavar="S",
+        help="measured in each process once it is warm; default: %(default)s",
+    )
+    train.add_argument(
+        "--settings", nargs="+", metavar="NAME", help="only these settings of timm; default: all"
+    )
+    train.add_argument(
+        "--out",
+        type=Path,
+        default=Path("bench-train.json"),
+        metavar="FILE",
+        help="every window, with device and versions; default: %(default)s",
+    )
+
+
+def _bench(options: argparse.Namespace) -> int:
+    import os
+
+    from nbcore.bench.timm_loop import TIMM
+    from nbcore.bench.train import TrainBench, bench_train, table
+
+    bench = TrainBench(
+        data_dir=options.data,
+        photos=options.photos,
+        synthetic=options.synthetic,
+        device=str(_device(options.device)),
+        img_size=options.img_size,
+        batch_size=options.batch_size,
+        workers=options.workers if options.workers is not None else os.cpu_count() or 1,
+        seconds=options.seconds,
+        rounds=options.rounds,
+        settings=tuple(options.settings or TIMM),
+    )
+    command = f"python -m nbcore {shlex.join(options.arguments)}"
+    for line in table(bench_train(bench, command=command, out=options.out)):
+        print(line)
+    return 0
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -271,6 +442,8 @@ def _verify(options: argparse.Namespace) -> int:
 COMMANDS = {
     "data": _data,
     "run": _run,
+    "study": _study,
+    "bench": _bench,
     "list": _list,
     "measure": _measure,
     "export": _export,
@@ -281,7 +454,9 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; errors a user can mend are one line on stderr and exit status 2."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = parser().parse_args(arguments)
+    options.arguments = arguments
     level = logging.INFO if options.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     try:

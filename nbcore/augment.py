@@ -76,7 +76,9 @@ def random_resized_crop(
 
 
 def _grey(images: Tensor) -> Tensor:
-    return (images * images.new_tensor(GREY)[:, None, None]).sum(1, keepdim=True)
+    # Not as a tensor of weights: copying one to the device would wait for it, step by step.
+    red, green, blue = images.split(1, dim=1)
+    return red * GREY[0] + green * GREY[1] + blue * GREY[2]
 
 
 def colour_jitter(images: Tensor, strength: float, generator: Generator) -> Tensor:

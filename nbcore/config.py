@@ -145,6 +145,9 @@ class TrainConfig:
     """Epochs between looks at the validation split."""
     save_every: int = 25
     """Epochs between resumable states on disk."""
+    record_every: int | None = None
+    """Steps between records of loss and loads in the history; None records each epoch's end. Where
+    the validation split is looked at there is always one."""
 
     def __post_init__(self) -> None:
         _require(
@@ -156,6 +159,10 @@ class TrainConfig:
         _require(self.warmup_epochs >= 0, f"warmup_epochs must be >= 0, got {self.warmup_epochs}")
         for name in ("eval_every", "save_every"):
             _require(getattr(self, name) >= 1, f"{name} must be >= 1, got {getattr(self, name)}")
+        _require(
+            self.record_every is None or self.record_every >= 1,
+            f"record_every must be >= 1 or None, got {self.record_every}",
+        )
         _require(0 <= self.smoothing < 1, f"smoothing must lie in [0, 1), got {self.smoothing}")
         _require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), got {self.ema_decay}")
         low, high = self.crop_scale
@@ -166,6 +173,27 @@ class TrainConfig:
     @property
     def total_epochs(self) -> int:
         return sum(n for _, n in self.epochs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """A convolutional network that is trained first and then teaches the dense model."""
+
+    name: str
+    """A timm network."""
+    train: TrainConfig
+    """Its own training."""
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Overrides of timm's arguments."""
+    weight: float = 1.0
+    """Weight of its part in the dense model's loss, beside 1 for the labels."""
+    temperature: float = 2.0
+    """Both answers are softened by this before they are compared."""
+
+    def __post_init__(self) -> None:
+        _require(self.weight > 0, f"teacher.weight must be > 0, got {self.weight}")
+        _require(self.temperature > 0, f"temperature must be > 0, got {self.temperature}")
+        _require(self.train.ema_decay > 0, "a teacher is the average of its weights: ema_decay > 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +214,8 @@ class PruneConfig:
     """Share of the training steps by which the budget is met, in (start, 1]."""
     updates: int = 30
     """Number of steps at which units are removed between start and end."""
+    freeze: float = 0.8
+    """Share of the training steps after which masks stay as they are, where units may return."""
 
     def __post_init__(self) -> None:
         _require(0 < self.macs_ratio < 1, f"macs_ratio must lie in (0, 1), got {self.macs_ratio}")
@@ -194,6 +224,10 @@ class PruneConfig:
             f"need 0 <= start < end <= 1, got start={self.start}, end={self.end}",
         )
         _require(self.updates >= 1, f"updates must be >= 1, got {self.updates}")
+        _require(
+            self.end <= self.freeze <= 1 or self.freeze == 0.8,
+            f"freeze must lie in [end, 1], got end={self.end}, freeze={self.freeze}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +243,8 @@ class RunConfig:
     """Id of the dense variant this one forks from; None for a dense variant itself."""
     prune: PruneConfig | None = None
     """None for a dense variant."""
+    teacher: TeacherConfig | None = None
+    """Teaches a dense variant; None for none."""
     seed: int = 0
     """Seed of initialisation, data order and augmentation."""
     calibration_images: int = 1024
@@ -220,4 +256,9 @@ class RunConfig:
         _require(
             (self.base is None) == (self.prune is None),
             f"{self.id}: a pruned run needs `base` and `prune`, a dense one neither",
+        )
+        _require(
+            self.prune is None or self.teacher is None,
+            f"{self.id}: a teacher is for dense runs; a pruned run learns from its dense base "
+            "through the mitigation `distillation`",
         )

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from nbcore.data import Split
-from nbcore.vit import PrunableViT
 
 Predict = Callable[[Tensor], Tensor]
 """uint8 images [B, 3, S, S] -> logits [B, K]."""
@@ -46,7 +45,7 @@ def evaluate(logits: Tensor, targets: Tensor) -> Iterator[tuple[str, Any]]:
     yield "num_images", len(targets)
 
 
-def torch_predict(model: PrunableViT, device: torch.device) -> Predict:
+def torch_predict(model: nn.Module, device: torch.device) -> Predict:
     """A predictor that runs a torch model in single precision."""
 
     @torch.inference_mode()
@@ -57,7 +56,7 @@ def torch_predict(model: PrunableViT, device: torch.device) -> Predict:
 
 
 def split_accuracy(
-    model: PrunableViT, split: Split, device: torch.device, *, batch_size: int = 256
+    model: nn.Module, split: Split, device: torch.device, *, batch_size: int = 256
 ) -> float:
     """Share of a split that a model gets right, in evaluation mode; the model's mode is
     restored."""

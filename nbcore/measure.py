@@ -22,7 +22,7 @@ from nbcore.burden import (
     takeover,
 )
 from nbcore.macs import macs_of
-from nbcore.vit import PrunableViT, Tokens
+from nbcore.vit import PrunableViT, Tokens, unmerge
 
 
 @dataclass(kw_only=True)
@@ -59,6 +59,22 @@ class _Outputs:
 
 
 @torch.no_grad()
+def pooled_loads(metered: MeteredViT, images: Tensor, *, batch_size: int = 32) -> PooledLoads:
+    """Loads of every unit of a model over many photos.
+
+    Args:
+        metered: Model with calibration means.
+        images: uint8 [n, 3, S, S].
+        batch_size: Images per forward pass.
+    """
+    sums, owner = _Sums(), _site_of_unit(metered.model)
+    for batch in images.split(batch_size):
+        _, unit_load, _, stream, *_ = metered(batch.to(metered.model.mean.device).float() / 255)
+        sums.add(unit_load, stream, owner)
+    return sums.pooled([site.num_units for site in metered.model.sites])
+
+
+@torch.no_grad()
 def measure_burden(
     dense: MeteredViT,
     pruned: MeteredViT,
@@ -66,6 +82,7 @@ def measure_burden(
     images: Tensor,
     *,
     batch_size: int = 32,
+    cut: MeteredViT | None = None,
 ) -> BurdenReport:
     """Compare a compact model with the dense model it was pruned from.
 
@@ -78,6 +95,8 @@ def measure_burden(
         kept: Per site the indices of the survivors in the dense model.
         images: uint8 [n, 3, S, S].
         batch_size: Images per forward pass.
+        cut: Where single weights were removed and not units: the dense model without them, with
+            the dense model's means.
     """
     device = dense.model.mean.device
     kept = [units.to(device) for units in kept]
@@ -91,7 +110,7 @@ def measure_burden(
         x = batch.to(device).float() / 255
         for name, model, gate in (
             ("dense", dense, None),
-            ("cut", dense, survives[None]),
+            ("cut", cut or dense, survives[None]),
             ("pruned", pruned, None),
         ):
             _, unit_load, _, stream, *_ = model(x, gate)
@@ -155,26 +174,19 @@ def _outputs(metered: MeteredViT, kept: Sequence[Tensor] | None, x: Tensor) -> _
         else:
             units, width = own - metered.means[site], 1
         if kept is None:
-            found.survivors.append(_spread(units @ weight.T, tokens))
+            found.survivors.append(unmerge(units @ weight.T, tokens))
             return
         stays = torch.zeros(units.shape[-1] // width, dtype=units.dtype, device=units.device)
         stays[kept[site]] = 1
         stays = stays.repeat_interleave(width)
-        found.survivors.append(_spread((units * stays) @ weight.T, tokens))
-        found.removed.append(_spread((units * (1 - stays)) @ weight.T, tokens))
+        found.survivors.append(unmerge((units * stays) @ weight.T, tokens))
+        found.removed.append(unmerge((units * (1 - stays)) @ weight.T, tokens))
 
     def block_tap(block: int, output: Tensor, tokens: Tokens) -> None:
-        found.blocks.append(_spread(output[:, prefix:], tokens))
+        found.blocks.append(unmerge(output[:, prefix:], tokens))
 
     model(x, tap=tap, block_tap=block_tap)
     return found
-
-
-def _spread(values: Tensor, tokens: Tokens) -> Tensor:
-    """Un-merge vectors of tokens [B, T, D] to patches [B, P, D]."""
-    if tokens.group is None:
-        return values
-    return torch.gather(values, 1, tokens.group[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def mean_over_sites(
@@ -184,19 +196,22 @@ def mean_over_sites(
 
     Sites where a value is undefined are left out; None where it is undefined everywhere.
     """
+    gone = removed_macs(dense, kept)
+    names = ("burden", "burden_null", "selection", "takeover", "residual", "cost", "stream")
+    return {name: weighted_mean(getattr(report, name), gone) for name in names}
+
+
+def removed_macs(dense: PrunableViT, kept: Sequence[Tensor]) -> list[int]:
+    """MACs of the units that each site lost."""
     costs = macs_of(dense).per_unit
-    gone = [
+    return [
         cost * (site.num_units - len(units))
         for cost, site, units in zip(costs, dense.sites, kept, strict=True)
     ]
-    names = ("burden", "burden_null", "selection", "takeover", "residual", "cost", "stream")
-    means: dict[str, float | None] = {}
-    for name in names:
-        pairs = [
-            (v, w)
-            for v, w in zip(getattr(report, name), gone, strict=True)
-            if v is not None and w > 0
-        ]
-        total = sum(w for _, w in pairs)
-        means[name] = sum(v * w for v, w in pairs) / total if total else None
-    return means
+
+
+def weighted_mean(values: Sequence[float | None], weights: Sequence[float]) -> float | None:
+    """Mean of the values that are defined; None if none with a weight is."""
+    pairs = [(v, w) for v, w in zip(values, weights, strict=True) if v is not None and w > 0]
+    total = sum(w for _, w in pairs)
+    return sum(v * w for v, w in pairs) / total if total else None

@@ -42,9 +42,11 @@ from nbcore.evaluate import evaluate, predict_logits, torch_predict
 from nbcore.export import as_input, export, open_session, round_to_half
 from nbcore.macs import macs_of
 from nbcore.measure import mean_over_sites, measure_burden
-from nbcore.mitigation import create_mitigation
+from nbcore.mitigation import Mitigation, create_mitigation
+from nbcore.mitigation.distillation import Distillation
 from nbcore.provenance import device_name, library_versions, source_commit
-from nbcore.pruning import PRUNERS, Budget, removal_steps
+from nbcore.pruning import PRUNERS, plan_budget
+from nbcore.teacher import train_teacher
 from nbcore.train import TrainResult, steps_per_epoch, train
 from nbcore.vit import PrunableViT, create_dense, with_merge
 
@@ -71,7 +73,14 @@ def run_variant(
     Raises:
         CheckpointError: If files of this variant or its base are damaged, or training would
             replace a dense base under the variants that were pruned from it.
+        ValueError: If the host removes no units, so that there is no smaller model to export.
     """
+    if config.prune is not None and not PRUNERS[config.prune.pruner].compacts:
+        raise ValueError(
+            f"{config.id}: host {config.prune.pruner!r} sets single weights to zero and removes no "
+            "unit, so there is nothing to compact and nothing gets faster; it runs in studies only "
+            "(`python -m nbcore study`)"
+        )
     if _is_exported(config, out):
         logger.info("%s: already exported", config.id)
         return "exported"
@@ -342,7 +351,7 @@ def _train(
             model.to(device),
             data,
             config.train,
-            mitigation=create_mitigation("none", {}),
+            mitigation=_teaching(config, data, device, state_path),
             **options,
         )
     else:
@@ -351,13 +360,15 @@ def _train(
         start = copy.deepcopy(dense[1].model)
         model = with_merge(start, mitigation.merge()).requires_grad_(True).to(device)
         per_epoch = steps_per_epoch(len(data.train.names), config.train.batch_size)
-        budget = Budget(
-            macs=macs_of(model),
+        budget = plan_budget(
+            macs_of(model),
             dense_macs=dense[0].macs,
             macs_ratio=prune.macs_ratio,
-            steps=removal_steps(
-                per_epoch * config.train.total_epochs, prune.start, prune.end, prune.updates
-            ),
+            total_steps=per_epoch * config.train.total_epochs,
+            start=prune.start,
+            end=prune.end,
+            updates=prune.updates,
+            freeze=prune.freeze,
         )
         pruner = PRUNERS[prune.pruner](model, budget, torch.Generator().manual_seed(config.seed))
         result = train(
@@ -371,6 +382,25 @@ def _train(
         )
     kept = [units.cpu() for units in kept_units(result.model, result.keep)]
     return compact(result.model, result.keep), result, kept
+
+
+def _teaching(
+    config: RunConfig, data: Dataset, device: torch.device, state_path: Path
+) -> Mitigation:
+    """What a dense model learns from beside the labels: its teacher's answers, or nothing."""
+    if config.teacher is None:
+        return create_mitigation("none", {})
+    teacher = train_teacher(
+        config.teacher,
+        data,
+        seed=config.seed,
+        device=device,
+        state_path=state_path.with_name(f"teacher-{state_path.name}"),
+        title=f"{config.id}: teacher {config.teacher.name}",
+    )
+    return Distillation(
+        teacher=teacher, weight=config.teacher.weight, temperature=config.teacher.temperature
+    )
 
 
 def _write_trained(

@@ -10,7 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from nbcore.config import DataConfig, ModelConfig, PruneConfig, RunConfig, TrainConfig
+from nbcore.config import (
+    DataConfig,
+    ModelConfig,
+    PruneConfig,
+    RunConfig,
+    TeacherConfig,
+    TrainConfig,
+)
 from nbcore.registry import Registry
 
 Recipe = Callable[[], tuple[RunConfig, ...]]
@@ -30,6 +37,7 @@ def pruned(dense: RunConfig, train: TrainConfig, prune: PruneConfig) -> RunConfi
         base=dense.id,
         train=train,
         prune=prune,
+        teacher=None,
     )
 
 
@@ -129,15 +137,33 @@ def imagenette_vit_tiny() -> tuple[RunConfig, ...]:
             stem="conv",
         ),
         train=TrainConfig(
-            epochs=((128, 120), (160, 160), (224, 80)),
+            epochs=((128, 160), (160, 260), (224, 100)),
             batch_size=512,
             lr=1.2e-3,
             warmup_epochs=10,
             crop_scale=(0.25, 1.0),
             jitter=0.3,
-            ema_decay=0.9995,
+            ema_decay=0.999,
             eval_every=20,
             save_every=20,
+            record_every=170,
+        ),
+        teacher=TeacherConfig(
+            name="resnet50d",
+            train=TrainConfig(
+                epochs=((128, 80),),
+                batch_size=256,
+                lr=2e-3,
+                warmup_epochs=5,
+                mixup=0.2,
+                cutmix=1.0,
+                crop_scale=(0.25, 1.0),
+                jitter=0.3,
+                ema_decay=0.998,
+                eval_every=10,
+                save_every=20,
+            ),
+            weight=2.0,
         ),
     )
     train = TrainConfig(

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,10 @@ from nbcore.config import TrainConfig
 from nbcore.data import Dataset
 from nbcore.evaluate import split_accuracy
 from nbcore.macs import macs_of
-from nbcore.mitigation import Mitigation
+from nbcore.masking import Masking
+from nbcore.mitigation import Mitigation, StepOutputs
 from nbcore.pruning import Pruner
-from nbcore.vit import PrunableViT
+from nbcore.vit import Parts, PrunableViT, Tokens, compiled_parts, unmerge
 
 LOAD_IMAGES = 128
 STATISTICS_BATCHES = 4
@@ -46,8 +48,40 @@ class TrainResult:
     keep: Tensor
     """Units that were kept [U]."""
     history: list[dict[str, Any]]
-    """One record per epoch: step, epoch, loss, lr, macs_ratio, loads per site, and top-1 on the
-    validation split."""
+    """Records of step, epoch, loss since the record before, lr, macs_ratio and loads per site: one
+    per epoch, or at the steps that `TrainConfig.record_every` says; where the validation split is
+    looked at, also top-1 on it and how many steps were left out since."""
+
+
+Forward = Callable[[Tensor, Tensor | None, bool], tuple[Tensor, tuple[Tensor, ...]]]
+"""(images, gate, whether the gate replaces the mask) -> logits, block outputs."""
+
+
+def training_forward(model: PrunableViT, *, with_blocks: bool, compiled: bool) -> Forward:
+    """The forward pass of training steps of a model.
+
+    Args:
+        model: To be trained.
+        with_blocks: Whether block outputs are wanted.
+        compiled: Whether stem and blocks are compiled. One graph serves all blocks of equal width,
+            and all models of a process.
+    """
+    parts = compiled_parts() if compiled else Parts()
+    prefix = model.num_prefix_tokens
+
+    def forward(
+        images: Tensor, gate: Tensor | None, replace_mask: bool
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        blocks: list[Tensor] = []
+
+        def block_tap(block: int, output: Tensor, tokens: Tokens) -> None:
+            blocks.append(unmerge(output[:, prefix:], tokens))
+
+        tap = block_tap if with_blocks else None
+        logits = model(images, gate, block_tap=tap, replace_mask=replace_mask, parts=parts)
+        return logits, tuple(blocks)
+
+    return forward
 
 
 @dataclass(kw_only=True)
@@ -55,6 +89,7 @@ class _State:
     """What a step depends on."""
 
     model: PrunableViT
+    forward: Forward
     ema: ModelEmaV3 | None
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
@@ -62,15 +97,18 @@ class _State:
     statistics_generator: torch.Generator
     pruner: Pruner | None
     mitigation: Mitigation
-    keep: Tensor
+    masking: Masking
+    loss: Tensor
+    """Sum of the losses since the last record."""
     skipped: Tensor
     """Steps of this epoch that were left out because gradients were not finite."""
-    masks: list[tuple[nn.Parameter, Tensor]] = field(default_factory=list)
-    """Parameters of pruned sites with ones where the unit is kept; empty while nothing is
-    removed."""
+    unrecorded: Tensor
+    """Steps with finite gradients since the last record."""
     epoch: int = 0
     step: int = 0
     ema_step: int = 0
+    left_out: int = 0
+    """Skipped steps since the last record that tells of them."""
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def state_dict(self) -> dict[str, Any]:
@@ -86,8 +124,9 @@ class _State:
             "cuda_rng": torch.cuda.get_rng_state() if cuda else None,
             "pruner": self.pruner.state_dict() if self.pruner else {},
             "mitigation": self.mitigation.state_dict(),
-            "keep": self.keep,
-            "counters": [self.epoch, self.step, self.ema_step],
+            "masking": self.masking.state_dict(),
+            "counters": [self.epoch, self.step, self.ema_step, self.left_out],
+            "sums": [self.loss, self.unrecorded],
             "history": json.dumps(self.history),
         }
 
@@ -104,9 +143,10 @@ class _State:
             torch.cuda.set_rng_state(state["cuda_rng"].cpu())
         if self.pruner:
             self.pruner.load_state_dict(state["pruner"])
+            self.masking.load_state_dict(state["masking"])
         self.mitigation.load_state_dict(state["mitigation"])
-        self.keep = state["keep"].to(self.keep.device)
-        self.epoch, self.step, self.ema_step = state["counters"]
+        self.epoch, self.step, self.ema_step, self.left_out = state["counters"]
+        self.loss, self.unrecorded = (value.to(self.loss.device) for value in state["sums"])
         self.history = json.loads(state["history"])
 
 
@@ -126,8 +166,8 @@ def train(
     pruner: Pruner | None = None,
     dense_macs: int | None = None,
     state_path: Path | None = None,
-    compile_model: bool | None = None,
-    title: str = "train",
+    forward: Forward | None = None,
+    title: str | None = "train",
 ) -> TrainResult:
     """Train a model, pruning it on the way if a pruner is given.
 
@@ -142,65 +182,73 @@ def train(
         dense_macs: MACs that count as 1.0 in the history; the model's own if None.
         state_path: Where the resumable state lives; None keeps none. Deleted by the caller when
             all is safe.
-        compile_model: Whether to use torch.compile; default on CUDA only.
-        title: Shown beside the progress bar.
+        forward: From `training_forward` of this model; by default compiled on CUDA only.
+        title: Shown beside the progress bar; None shows none.
+
+    Raises:
+        ValueError: If host and mitigation cannot be combined.
+        RuntimeError: If more than a tenth of an epoch's gradients are not finite.
     """
     train_images, train_targets = data.train.images.to(device), data.train.targets.to(device)
     batch_size = min(config.batch_size, len(train_images))
     per_epoch = steps_per_epoch(len(train_images), batch_size)
     total = per_epoch * config.total_epochs
-    state = _new_state(model, config, seed, device, pruner, mitigation)
-
-    def calibration_batches() -> list[Tensor]:
-        side = config.epochs[-1][0]
-        chosen = torch.randperm(
-            len(train_images), generator=state.statistics_generator, device=device
-        )
-        picks = chosen[: STATISTICS_BATCHES * batch_size].split(batch_size)
-        return [augment(train_images[p], side, config, state.statistics_generator) for p in picks]
-
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
         model.to(memory_format=torch.channels_last)
-    mitigation.attach(model, calibration_batches)
+    state = _new_state(model, config, seed, device, pruner, mitigation, forward)
+
+    def picks() -> tuple[Tensor, ...]:
+        chosen = torch.randperm(
+            len(train_images), generator=state.statistics_generator, device=device
+        )
+        return chosen[: STATISTICS_BATCHES * batch_size].split(batch_size)
+
+    def images_of(positions: Tensor) -> Tensor:
+        side = config.epochs[-1][0]
+        return augment(train_images[positions], side, config, state.statistics_generator)
+
+    def labelled_batches() -> list[tuple[Tensor, Tensor]]:
+        return [
+            (images_of(p), soft_targets(train_targets[p], model.num_classes, config))
+            for p in picks()
+        ]
+
+    mitigation.attach(model, lambda: [images_of(p) for p in picks()])
+    if pruner is not None:
+        pruner.attach(labelled_batches)
+        if (quota := mitigation.quota()) is not None:
+            pruner.set_quota(quota)
     if state_path is not None and state_path.exists():
         state.load_state_dict(torch.load(state_path, map_location=device, weights_only=True))
-        if pruner is not None:
-            _set_keep(state, state.keep)
         logger.info("%s: resumed at epoch %d of %d", title, state.epoch, config.total_epochs)
-    if compile_model is None:
-        compile_model = device.type == "cuda"
-    forward = torch.compile(model, dynamic=False) if compile_model else model
     sides = [side for side, epochs in config.epochs for _ in range(epochs)]
-    with tqdm(total=config.total_epochs, initial=state.epoch, desc=title, unit="epoch") as bar:
+    hide = title is None
+    with tqdm(
+        total=config.total_epochs, initial=state.epoch, desc=title, unit="epoch", disable=hide
+    ) as bar:
         while state.epoch < config.total_epochs:
             began = time.perf_counter()
             order = torch.randperm(len(train_images), generator=state.generator, device=device)
-            loss = torch.zeros((), device=device)
-            for picks in order[: per_epoch * batch_size].split(batch_size):
-                x = augment(train_images[picks], sides[state.epoch], config, state.generator)
+            for positions in order[: per_epoch * batch_size].split(batch_size):
+                x = augment(train_images[positions], sides[state.epoch], config, state.generator)
                 if device.type == "cuda":
                     x = x.contiguous(memory_format=torch.channels_last)
-                loss += _step(state, forward, x, train_targets[picks], config, total, per_epoch)
+                _step(state, x, train_targets[positions], config, total, per_epoch)
+                if config.record_every and state.step % config.record_every == 0:
+                    _record(state, data, device, dense_macs)
             state.epoch += 1
-            skipped = int(state.skipped)
-            state.skipped.zero_()
-            if skipped > max(1, per_epoch // 10) or skipped == per_epoch:
-                raise RuntimeError(
-                    f"{title}: gradients of {skipped} of {per_epoch} steps in epoch {state.epoch} "
-                    "were not finite; "
-                    f"lower `lr` (now {config.lr})"
-                )
-            mean_loss = loss.item() / (per_epoch - skipped)
-            speed = per_epoch * batch_size / (time.perf_counter() - began)
-            _log_epoch(state, data, config, device, mean_loss, skipped, dense_macs)
-            bar.update()
-            bar.set_postfix(loss=f"{mean_loss:.3f}", img_s=f"{speed:.0f}", top1=_last_top1(state))
+            _end_epoch(state, data, config, device, dense_macs, per_epoch, title)
+            if not hide:
+                speed = per_epoch * batch_size / (time.perf_counter() - began)
+                bar.update()
+                loss = state.history[-1]["loss"]
+                bar.set_postfix(loss=f"{loss:.3f}", img_s=f"{speed:.0f}", top1=_last_top1(state))
             if state_path is not None and (
                 state.epoch % config.save_every == 0 or state.epoch == config.total_epochs
             ):
                 _save(state, state_path)
-    keep = pruner.finalize() if pruner else state.keep
+    keep = pruner.finalize() if pruner else state.masking.keep
     result = (state.ema.module if state.ema else model).eval()
     result.set_keep(keep)
     return TrainResult(model=result, keep=keep, history=state.history)
@@ -213,6 +261,7 @@ def _new_state(
     device: torch.device,
     pruner: Pruner | None,
     mitigation: Mitigation,
+    forward: Forward | None,
 ) -> _State:
     torch.manual_seed(seed)
     groups = param_groups_weight_decay(
@@ -221,11 +270,21 @@ def _new_state(
         no_weight_decay_list=[f"vit.{n}" for n in model.vit.no_weight_decay()],
     )
     optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=device.type == "cuda")
-    ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
+    ema = None
+    if config.ema_decay:
+        ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True, foreach=True)
     if pruner is not None:
+        if mitigation.regrows:
+            pruner.allow_regrowth(mitigation.margin)
         model.set_keep(torch.ones(model.num_units, device=device))
+    if forward is None:
+        forward = training_forward(
+            model, with_blocks=mitigation.wants_blocks, compiled=device.type == "cuda"
+        )
+    count = torch.zeros((), dtype=torch.int64, device=device)
     return _State(
         model=model.train(),
+        forward=forward,
         ema=ema,
         optimizer=optimizer,
         generator=torch.Generator(device).manual_seed(seed),
@@ -233,58 +292,76 @@ def _new_state(
         statistics_generator=torch.Generator(device).manual_seed(seed + 1),
         pruner=pruner,
         mitigation=mitigation,
-        keep=torch.ones(model.num_units, dtype=torch.bool, device=device),
-        skipped=torch.zeros((), dtype=torch.int64, device=device),
+        masking=Masking(
+            model,
+            dormant=pruner is not None and pruner.regrows,
+            fade_steps=mitigation.fade_steps,
+        ),
+        loss=torch.zeros((), device=device),
+        skipped=count.clone(),
+        unrecorded=count.clone(),
     )
+
+
+def soft_targets(targets: Tensor, num_classes: int, config: TrainConfig) -> Tensor:
+    """Smoothed one-hot targets: int64 [B] -> [B, K]."""
+    soft = F.one_hot(targets, num_classes).float()
+    return soft * (1 - config.smoothing) + config.smoothing / num_classes
 
 
 def _step(
     state: _State,
-    forward: nn.Module | Any,
     images: Tensor,
     targets: Tensor,
     config: TrainConfig,
     total: int,
     per_epoch: int,
-) -> Tensor:
-    """One optimiser step; returns the detached loss, 0 where the step was left out."""
-    model, device = state.model, images.device
-    soft = F.one_hot(targets, model.num_classes).float()
-    soft = soft * (1 - config.smoothing) + config.smoothing / model.num_classes
-    images, soft = mix(images, soft, config, state.mix_generator)
-    gate = None
-    if state.pruner is not None and state.pruner.wants_unit_gradients:
-        gate = torch.ones(len(images), model.num_units, device=device, requires_grad=True)
+) -> None:
+    """One optimiser step; left out if its gradients are not finite."""
+    model, device, pruner = state.model, images.device, state.pruner
+    images, soft = mix(
+        images, soft_targets(targets, model.num_classes, config), config, state.mix_generator
+    )
+    leaf = gate = None
+    if pruner is not None:
+        gate = pruner.gate()
+        if pruner.wants_unit_gradients:
+            leaf = torch.ones(len(images), model.num_units, device=device, requires_grad=True)
+            gate = leaf if gate is None else leaf * gate
+    gate, replace_mask = state.masking.gate(gate)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        logits = forward(images, gate)
+        logits, blocks = state.forward(images, gate, replace_mask)
     loss = F.cross_entropy(logits.float(), soft)
     terms = [
-        state.mitigation.loss_term(images, logits),
-        state.pruner.loss_term() if state.pruner else None,
+        state.mitigation.loss_term(StepOutputs(images=images, logits=logits, blocks=blocks)),
+        pruner.loss_term() if pruner else None,
     ]
     full = loss + sum(term for term in terms if term is not None)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(state.step, total, per_epoch, config)
     state.optimizer.zero_grad(set_to_none=True)
     full.backward()
-    if state.pruner is not None:
-        state.pruner.after_backward(
-            None if gate is None or gate.grad is None else gate.grad * len(images)
+    if pruner is not None:
+        pruner.after_backward(
+            None if leaf is None or leaf.grad is None else leaf.grad * len(images)
         )
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad)
     broken = ~torch.isfinite(norm)
     _optimizer_step(state.optimizer, broken)
-    state.skipped += broken
     state.step += 1
-    _zero_removed(state)
-    new_keep = state.pruner.after_step(state.step) if state.pruner else None
-    if new_keep is not None and not torch.equal(new_keep, state.keep):
-        _change_keep(state, new_keep)
+    state.masking.after_optimizer_step()
+    new_keep = pruner.after_step(state.step) if pruner else None
+    if new_keep is not None:
+        if not torch.equal(new_keep, state.masking.keep):
+            _change_keep(state, new_keep)
+        _restart_average(state)
     state.mitigation.after_step(state.step)
     if state.ema is not None:
         state.ema_step += 1
         state.ema.update(model, step=state.ema_step)
-    return torch.where(broken, 0.0, loss.detach())
+    state.skipped += broken
+    state.unrecorded += ~broken
+    state.loss += torch.where(broken, 0.0, loss.detach())
 
 
 def _optimizer_step(optimizer: torch.optim.Optimizer, broken: Tensor) -> None:
@@ -311,74 +388,82 @@ def learning_rate(step: int, total: int, per_epoch: int, config: TrainConfig) ->
 
 @torch.no_grad()
 def _change_keep(state: _State, keep: Tensor) -> None:
-    """Tell the mitigation, then remove: mask, zero weights and moments, restart the average."""
-    keep = keep.to(state.keep.device)
-    state.mitigation.on_keep_changing()
+    """Tell the mitigation, then change the mask."""
+    old, keep = state.masking.keep, keep.to(state.masking.keep.device)
+    state.mitigation.on_keep_changing(state.pruner.gate() if state.pruner else None)
     for index, site in enumerate(state.model.sites):
-        old, new = state.keep[site.units], keep[site.units]
-        if torch.equal(old, new):
+        before, after = old[site.units], keep[site.units]
+        if torch.equal(before, after):
             continue
-        lost, regained = (old & ~new).nonzero()[:, 0], (new & ~old).nonzero()[:, 0]
-        state.mitigation.on_keep_changed(index, lost, regained, new.nonzero()[:, 0])
-    _set_keep(state, keep)
-    for parameter, mask in state.masks:
-        for name, moment in state.optimizer.state.get(parameter, {}).items():
-            if name.startswith("exp_avg"):
-                moment.mul_(mask)
+        lost, regained = (before & ~after).nonzero()[:, 0], (after & ~before).nonzero()[:, 0]
+        state.mitigation.on_keep_changed(index, lost, regained, after.nonzero()[:, 0])
+    state.masking.change(keep, state.optimizer)
+
+
+def _restart_average(state: _State) -> None:
+    """Without what the weights were before something was removed."""
     if state.ema is not None:
         state.ema.module.load_state_dict(state.model.state_dict())
         state.ema_step = 0
 
 
-def _set_keep(state: _State, keep: Tensor) -> None:
-    """Mask model and average, and zero the weights of removed units."""
-    state.keep = keep.clone()
-    state.masks = []
-    for index, site in enumerate(state.model.sites):
-        kept = keep[site.units].float()
-        for parameter, dim, owner in state.model.unit_parameters(index):
-            mask = kept[owner]
-            state.masks.append(
-                (parameter, mask if parameter.ndim == 1 else mask.unsqueeze(1 - dim))
-            )
-    _zero_removed(state)
-    for model in (state.model, state.ema.module if state.ema else None):
-        if model is not None:
-            model.set_keep(keep)
-
-
-@torch.no_grad()
-def _zero_removed(state: _State) -> None:
-    """Hold the weights of removed units at exactly zero, whatever the optimiser did."""
-    for parameter, mask in state.masks:
-        parameter.mul_(mask)
-
-
-def _log_epoch(
+def _end_epoch(
     state: _State,
     data: Dataset,
     config: TrainConfig,
     device: torch.device,
-    loss: float,
-    skipped: int,
     dense_macs: int | None,
+    per_epoch: int,
+    title: str | None,
 ) -> None:
-    macs = macs_of(state.model)
-    kept = [int(state.keep[s.units].sum()) for s in state.model.sites]
-    whole = dense_macs or macs.total([s.num_units for s in state.model.sites])
-    record: dict[str, Any] = {
-        "step": state.step,
-        "epoch": state.epoch,
-        "loss": loss,
-        "skipped_steps": skipped,
-        "lr": state.optimizer.param_groups[0]["lr"],
-        "macs_ratio": macs.total(kept) / whole,
-        "loads": site_loads(state.model, data, device),
-    }
-    if state.epoch % config.eval_every == 0 or state.epoch == config.total_epochs:
+    skipped = int(state.skipped)
+    state.skipped.zero_()
+    if skipped > max(1, per_epoch // 10) or skipped == per_epoch:
+        raise RuntimeError(
+            f"{title or 'training'}: gradients of {skipped} of {per_epoch} steps in epoch "
+            f"{state.epoch} were not finite; lower `lr` (now {config.lr})"
+        )
+    state.left_out += skipped
+    looks = state.epoch % config.eval_every == 0 or state.epoch == config.total_epochs
+    if config.record_every is not None and not looks:
+        return
+    if not state.history or state.history[-1]["step"] != state.step:
+        _record(state, data, device, dense_macs)
+    record = state.history[-1]
+    record["skipped_steps"], state.left_out = state.left_out, 0
+    if looks:
         averaged = state.ema.module if state.ema else state.model
+        if state.pruner is not None:
+            averaged.set_keep(_open_gates(state, state.pruner))
         record["validation_top1"] = split_accuracy(averaged, data.validation, device)
-    state.history.append(record)
+        if state.pruner is not None:
+            averaged.set_keep(state.masking.strength)
+
+
+def _open_gates(state: _State, pruner: Pruner) -> Tensor:
+    """What the gates of this moment are, the host's learned ones included [U]."""
+    learned = pruner.gate()
+    strength = state.masking.strength
+    return strength if learned is None else strength * learned.detach()[0]
+
+
+def _record(state: _State, data: Dataset, device: torch.device, dense_macs: int | None) -> None:
+    """Append a record to the history and start the next mean of the loss."""
+    macs = macs_of(state.model)
+    kept = [int(state.masking.keep[s.units].sum()) for s in state.model.sites]
+    whole = dense_macs or macs.total([s.num_units for s in state.model.sites])
+    state.history.append(
+        {
+            "step": state.step,
+            "epoch": state.epoch,
+            "loss": state.loss.item() / max(1, int(state.unrecorded)),
+            "lr": state.optimizer.param_groups[0]["lr"],
+            "macs_ratio": macs.total(kept) / whole,
+            "loads": site_loads(state.model, data, device),
+        }
+    )
+    state.loss.zero_()
+    state.unrecorded.zero_()
 
 
 @torch.no_grad()
@@ -389,7 +474,7 @@ def site_loads(model: PrunableViT, data: Dataset, device: torch.device) -> list[
     means = calibrate(model, [images])
     _, unit_load, _, _, *_ = MeteredViT(model, means)(images)
     model.train(training)
-    sites = sum_to_sites(unit_load * model.keep, [s.num_units for s in model.sites])
+    sites = sum_to_sites(unit_load * (model.keep > 0), [s.num_units for s in model.sites])
     return [round(value, 5) for value in sites.pow(2).mean(0).sqrt().tolist()]
 
 

@@ -17,9 +17,9 @@ from tests.sources import ROOT, Rule, Source, parse, python_files, read
 # `train`, which reads its own validation accuracy; `checkpoint` behind all that a reader needs to
 # rebuild a model and before `export`, since it is the contract that an export fills.
 NBCORE = """
-registry config recipes preprocessing data augment vit macs burden pruning mitigation
-evaluate train measure compact checkpoint export provenance pipeline
-verify study __main__
+registry config recipes preprocessing data augment vit masking macs burden pruning
+mitigation evaluate train teacher measure compact checkpoint export provenance pipeline
+verify study bench __main__
 """
 APP = """
 errors settings text theme images amounts path_integral provider sites registry catalog
@@ -28,7 +28,17 @@ markup layer_maps chart gallery memory controls api visit ui server __main__
 """
 ORDER = {"nbcore": NBCORE.split(), "app": APP.split()}
 APP_MAY_READ = {"checkpoint", "vit", "compact", "burden", "preprocessing", "registry"}
-TRAINING = {"data", "augment", "pruning", "mitigation", "train", "recipes", "pipeline", "study"}
+TRAINING = {
+    "data",
+    "augment",
+    "pruning",
+    "mitigation",
+    "train",
+    "recipes",
+    "pipeline",
+    "study",
+    "bench",
+}
 NOT_ON_TRAINING_HOSTS = {"gradio", "captum", "onnxruntime"}
 STRANGERS = {
     ("app", "ui"): {"torch", "timm", "onnxruntime", "captum"},

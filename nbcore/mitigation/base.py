@@ -4,17 +4,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nbcore.config import Merge
+from nbcore.mitigation.teacher import Teacher
+from nbcore.pruning import PRUNERS, Quota
 from nbcore.registry import Registry
 from nbcore.vit import PrunableViT
 
 Batches = Callable[[], Sequence[Tensor]]
 """Gives a few batches of training images [B, 3, S, S] as the model sees them now, on its device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOutputs:
+    """What a training step computed, for additions to its loss."""
+
+    images: Tensor
+    """As the model saw them, mixed [B, 3, S, S] in [0, 1]."""
+    logits: Tensor
+    """[B, K]; half precision where the device trains in it."""
+    blocks: tuple[Tensor, ...] = ()
+    """Output of every block at the original patches, un-merged [B, P, D], if `wants_blocks`."""
 
 
 class Mitigation:
@@ -24,6 +39,35 @@ class Mitigation:
     any host.
     """
 
+    wants_blocks = False
+    """True if `loss_term` needs the output of every block."""
+    regrows = False
+    """True if removed units may return; the host then chooses among all units
+    (`Pruner.allow_regrowth`)."""
+    fade_steps = 0
+    """Steps over which the gate of a returning unit opens; all parts of a composition know it."""
+    margin = 0.0
+    """By how much of its own size the score of a kept unit is raised when units may return."""
+    teacher: Teacher | None = None
+    """What the model in training is compared with; parts of a composition share it."""
+    stands_for: tuple[str, ...] = ()
+    """Names of the parts that a name is short for."""
+
+    def check_host(self, pruner: str) -> None:
+        """Refuse a host that this cannot be combined with.
+
+        Args:
+            pruner: A name from `nbcore.pruning.PRUNERS`.
+
+        Raises:
+            ValueError: With the reason and with what would work.
+        """
+
+    def quota(self) -> Quota | None:
+        """How removals are to be shared between sites (`Pruner.set_quota`), or None. Called after
+        `attach`."""
+        return None
+
     def merge(self) -> Merge | None:
         """Token merging that becomes part of the model, or None. Called before the model is
         built."""
@@ -32,9 +76,13 @@ class Mitigation:
     def attach(self, model: PrunableViT, batches: Batches) -> None:
         """Called once, before the first step."""
 
-    def on_keep_changing(self) -> None:
+    def on_keep_changing(self, gate: Tensor | None) -> None:
         """Called once per change of masks, before any site is touched: the place to take
-        statistics."""
+        statistics.
+
+        Args:
+            gate: The host's learned factors on contributions [1, U], or None for ones.
+        """
 
     def on_keep_changed(self, site: int, lost: Tensor, regained: Tensor, kept: Tensor) -> None:
         """Called for every site whose mask changes, before the lost units' weights are set to zero.
@@ -46,7 +94,7 @@ class Mitigation:
             kept: Units that stay or return.
         """
 
-    def loss_term(self, images: Tensor, logits: Tensor) -> Tensor | None:
+    def loss_term(self, outputs: StepOutputs) -> Tensor | None:
         """Addition to the loss of this step, or None."""
         return None
 
@@ -64,10 +112,33 @@ MITIGATIONS: Registry[Callable[..., Mitigation]] = Registry("mitigation")
 
 
 class Composition(Mitigation):
-    """Several mitigations, called in the order given."""
+    """Several mitigations, called in the order given.
+
+    Parts that are taught by the model at the fork share one teacher, which answers once per step.
+    """
 
     def __init__(self, parts: Sequence[Mitigation]) -> None:
         self.parts = tuple(parts)
+        self.wants_blocks = any(part.wants_blocks for part in parts)
+        self.regrows = any(part.regrows for part in parts)
+        self.fade_steps = max(part.fade_steps for part in parts)
+        self.margin = max(part.margin for part in parts)
+        for part in parts:
+            part.fade_steps = self.fade_steps
+        taught = [part for part in parts if part.teacher and part.teacher.given is None]
+        shared = Teacher(with_blocks=any(p.teacher.with_blocks for p in taught if p.teacher))
+        for part in taught:
+            part.teacher = shared
+
+    def check_host(self, pruner: str) -> None:
+        for part in self.parts:
+            part.check_host(pruner)
+
+    def quota(self) -> Quota | None:
+        quotas = [quota for part in self.parts if (quota := part.quota()) is not None]
+        if len(quotas) > 1:
+            raise ValueError("only one mitigation of a composition may share out removals")
+        return quotas[0] if quotas else None
 
     def merge(self) -> Merge | None:
         merges = [merge for part in self.parts if (merge := part.merge()) is not None]
@@ -79,18 +150,16 @@ class Composition(Mitigation):
         for part in self.parts:
             part.attach(model, batches)
 
-    def on_keep_changing(self) -> None:
+    def on_keep_changing(self, gate: Tensor | None) -> None:
         for part in self.parts:
-            part.on_keep_changing()
+            part.on_keep_changing(gate)
 
     def on_keep_changed(self, site: int, lost: Tensor, regained: Tensor, kept: Tensor) -> None:
         for part in self.parts:
             part.on_keep_changed(site, lost, regained, kept)
 
-    def loss_term(self, images: Tensor, logits: Tensor) -> Tensor | None:
-        terms = [
-            term for part in self.parts if (term := part.loss_term(images, logits)) is not None
-        ]
+    def loss_term(self, outputs: StepOutputs) -> Tensor | None:
+        terms = [term for part in self.parts if (term := part.loss_term(outputs)) is not None]
         return torch.stack(terms).sum() if terms else None
 
     def after_step(self, step: int) -> None:
@@ -105,8 +174,14 @@ class Composition(Mitigation):
             part.load_state_dict(state[str(i)])
 
 
+def parts_of(name: str) -> tuple[str, ...]:
+    """The mitigations that a name joins by "+"; a name that is short for several is taken apart."""
+    parts = (getattr(MITIGATIONS[part], "stands_for", ()) or (part,) for part in name.split("+"))
+    return tuple(part for group in parts for part in group)
+
+
 def create_mitigation(name: str, options: Mapping[str, Mapping[str, Any]]) -> Mitigation:
-    """Build a mitigation from its name, parts joined by "+".
+    """Build a mitigation from its name, parts joined by "+" in any order.
 
     Args:
         name: E.g. "handoff" or "token_merging+handoff".
@@ -115,13 +190,45 @@ def create_mitigation(name: str, options: Mapping[str, Mapping[str, Any]]) -> Mi
     Raises:
         ValueError: If a part is unknown or repeated, or options name a part that is not used.
     """
-    parts = name.split("+")
+    # Sorted, so that parts which draw from one stream of batches draw alike however they are named.
+    parts = sorted(parts_of(name))
     if len(set(parts)) != len(parts):
-        raise ValueError(f"mitigation {name!r} names a part twice")
+        raise ValueError(f"mitigation {name!r} names a part twice: {'+'.join(parts)}")
     unused = set(options) - set(parts)
     if unused:
         raise ValueError(
-            f"mitigation {name!r} got options for {sorted(unused)}, which it does not use"
+            f"mitigation {name!r} got options for {sorted(unused)}, which it does not use; it "
+            f"takes options for {', '.join(parts)}"
         )
     built = [MITIGATIONS[part](**options.get(part, {})) for part in parts]
     return built[0] if len(built) == 1 else Composition(built)
+
+
+def needs_units(mitigation: str, pruner: str, reason: str) -> None:
+    """Refuse hosts that remove single weights and no units.
+
+    Args:
+        mitigation: Its name.
+        pruner: A name from `nbcore.pruning.PRUNERS`.
+        reason: What the mitigation would then lack.
+    """
+    if not PRUNERS[pruner].compacts:
+        fitting = ", ".join(name for name in PRUNERS if PRUNERS[name].compacts)
+        raise ValueError(
+            f"mitigation {mitigation} cannot be combined with host {pruner}, which removes single "
+            f"weights and no units: {reason}; it works with {fitting}"
+        )
+
+
+def check_combination(pruner: str, mitigation: str) -> None:
+    """Refuse a host and a mitigation that cannot be combined, before anything is built.
+
+    Args:
+        pruner: A name from `nbcore.pruning.PRUNERS`.
+        mitigation: As in `create_mitigation`.
+
+    Raises:
+        ValueError: With the reason and with what would work.
+    """
+    for part in parts_of(mitigation):
+        MITIGATIONS[part]().check_host(pruner)

@@ -5,18 +5,21 @@ When units P leave a site and S stay, P's contribution is predicted linearly fro
     T = C_PS (C_SS + lambda I)^-1,   W_S <- W_S + W_P T,   b <- b + W_P (mu_P - T mu_S)
 
 with covariances C and means mu of the contributions (activations before fc2; head outputs before
-proj). The change of the site's output is then the least-squares smallest. The equations are ours;
-relatives: OBC (Frantar & Alistarh, arXiv:2208.11580) and FLAP (An et al., arXiv:2312.11983).
+proj). The change of the site's output is then the least-squares smallest. Where a unit returns, its
+share is handed back (`nbcore.mitigation.ledger`). The equations are ours; relatives: OBC (Frantar &
+Alistarh, arXiv:2208.11580) and FLAP (An et al., arXiv:2312.11983).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nbcore.mitigation.base import MITIGATIONS, Batches, Mitigation
+from nbcore.mitigation.base import MITIGATIONS, Batches, Mitigation, needs_units
+from nbcore.mitigation.ledger import Ledger
 from nbcore.vit import PrunableViT, Tokens
 
 
@@ -26,37 +29,58 @@ class Handoff(Mitigation):
     batches."""
 
     def __init__(self, *, ridge: float = 1e-2) -> None:
+        """Choose the ridge.
+
+        Args:
+            ridge: lambda, relative to the mean variance of the survivors' contributions.
+        """
         if ridge <= 0:
             raise ValueError(f"handoff needs ridge > 0, got {ridge}")
         self.ridge = ridge
 
+    def check_host(self, pruner: str) -> None:
+        needs_units("handoff", pruner, "nothing leaves whose work could be given away")
+
     def attach(self, model: PrunableViT, batches: Batches) -> None:
         self.model = model
         self.batches = batches
+        self.layers = [_write_layer(model, site) for site in range(len(model.sites))]
+        self.ledgers = [Ledger(layer, fade_steps=self.fade_steps) for layer in self.layers]
 
-    def on_keep_changing(self) -> None:
-        self.means, self.covariances = contribution_statistics(self.model, self.batches())
+    def on_keep_changing(self, gate: Tensor | None) -> None:
+        self.means, self.covariances = contribution_statistics(self.model, self.batches(), gate)
 
     @torch.no_grad()
     def on_keep_changed(self, site: int, lost: Tensor, regained: Tensor, kept: Tensor) -> None:
+        spec, ledger = self.model.sites[site], self.ledgers[site]
+        width = self.model.arch.head_dim if spec.kind == "heads" else 1
+        # A unit whose gate still opens would soon do more than what it was given.
+        receivers = _columns(kept[self.model.keep[spec.units][kept] == 1], width)
         if len(regained):
-            raise ValueError(
-                "handoff cannot be combined with a method that lets units return: it would be "
-                "done twice"
-            )
-        if not len(lost):
-            return
-        heads = self.model.sites[site].kind == "heads"
-        block = self.model.vit.blocks[self.model.sites[site].block]
-        layer = block.attn.proj if heads else block.mlp.fc2
-        width = self.model.arch.head_dim if heads else 1
-        lost, kept = _columns(lost, width), _columns(kept, width)
-        transfer = handoff_matrix(self.covariances[site], lost, kept, self.ridge)
-        mean = self.means[site]
-        written = layer.weight[:, lost].to(transfer.dtype)
-        layer.weight[:, kept] += (written @ transfer).to(layer.weight)
-        if layer.bias is not None:
-            layer.bias += (written @ (mean[lost] - transfer @ mean[kept])).to(layer.bias)
+            ledger.hand_back(_columns(regained, width))
+        if len(lost):
+            columns = _columns(lost, width)
+            transfer = handoff_matrix(self.covariances[site], columns, receivers, self.ridge)
+            constant = self.means[site][columns] - transfer @ self.means[site][receivers]
+            ledger.hand_over(columns, receivers, transfer, constant)
+        ledger.settle(receivers)
+
+    def after_step(self, step: int) -> None:
+        for ledger in self.ledgers:
+            ledger.pay()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"ledgers": [ledger.state_dict() for ledger in self.ledgers]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for ledger, saved in zip(self.ledgers, state["ledgers"], strict=True):
+            ledger.load_state_dict(saved)
+
+
+def _write_layer(model: PrunableViT, site: int) -> nn.Linear:
+    """The layer through which a site's units write into the stream."""
+    block = model.vit.blocks[model.sites[site].block]
+    return block.attn.proj if model.sites[site].kind == "heads" else block.mlp.fc2
 
 
 def _columns(units: Tensor, width: int) -> Tensor:
@@ -79,23 +103,27 @@ def handoff_matrix(covariance: Tensor, lost: Tensor, kept: Tensor, ridge: float)
     own = covariance[kept][:, kept]
     # Survivors without any variance predict nothing: T = 0, and not 0 / 0.
     scale = (ridge * own.diagonal().mean()).clamp_min(torch.finfo(own.dtype).tiny)
-    own = own + scale * torch.eye(len(kept), dtype=own.dtype, device=own.device)
-    return torch.linalg.solve(own, covariance[kept][:, lost]).T
+    own.diagonal().add_(scale)
+    return torch.cholesky_solve(covariance[kept][:, lost], torch.linalg.cholesky(own)).T
 
 
 @torch.no_grad()
 def contribution_statistics(
-    model: PrunableViT, batches: Sequence[Tensor]
+    model: PrunableViT, batches: Sequence[Tensor], gate: Tensor | None = None
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Means and covariances of every site's contributions over images and tokens, summed over
     batches in double precision.
 
+    On CUDA the forward pass is in half precision, as in training: the products of its values are
+    then exact in single precision, and with TF32 too.
+
     Args:
         model: Used in evaluation mode; its mode is restored.
         batches: Images [B, 3, S, S].
+        gate: Further factors on contributions [1, U].
 
     Returns:
-        Means [n] and covariances [n, n] per site; n = M neurons, or H·d columns.
+        Means [n] and covariances [n, n] per site, double; n = M neurons, or H·d columns.
     """
     sums: dict[int, Tensor] = {}
     squares: dict[int, Tensor] = {}
@@ -104,15 +132,19 @@ def contribution_statistics(
     def tap(site: int, stream: Tensor, contribution: Tensor, tokens: Tokens) -> None:
         rows = contribution if contribution.ndim == 3 else contribution.transpose(1, 2).flatten(2)
         rows = rows.flatten(0, 1)
-        total, square = rows.double().sum(0), (rows.T @ rows).double()
+        rows = rows if rows.dtype == torch.float64 else rows.float()
+        with torch.autocast(rows.device.type, enabled=False):
+            total, square = rows.sum(0, dtype=torch.float64), (rows.T @ rows).double()
         sums[site] = sums[site] + total if site in sums else total
         squares[site] = squares[site] + square if site in squares else square
         counts[site] = counts.get(site, 0) + len(rows)
 
     training = model.training
     model.eval()
-    for images in batches:
-        model(images, tap=tap)
+    device = model.mean.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        for images in batches:
+            model(images, gate, tap=tap)
     model.train(training)
     means = [sums[site] / counts[site] for site in range(len(model.sites))]
     covariances = [

@@ -3,7 +3,7 @@ MACs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +17,15 @@ from nbcore.vit import PrunableViT, Site
 NEURON_GROUP = 8
 """Neuron counts are multiples of this: hardware likes them, and slack stays small."""
 
+Quota = Callable[[], Tensor]
+"""Gives the weight of each site in the next removal [L]: a site with twice the weight loses twice
+the share of its units."""
+
+
+LabelledBatches = Callable[[], Sequence[tuple[Tensor, Tensor]]]
+"""Gives a few training batches as the model sees them: images [B, 3, S, S] and soft targets
+[B, K]."""
+
 
 class Pruner(Protocol):
     """A host: decides during training which units are kept."""
@@ -24,20 +33,52 @@ class Pruner(Protocol):
     wants_unit_gradients: bool
     """True if `after_backward` needs the gradient of the loss with respect to every image's
     gates."""
+    regrows: bool
+    """True if removed units may return. Their weights then rest behind a closed gate instead of
+    being zeroed, and their gates get gradients too."""
+    compacts: bool
+    """False if no unit ever leaves, so that there is nothing to compact."""
+
+    def attach(self, batches: LabelledBatches) -> None:
+        """Called once, before the first step; for hosts that look at gradients of their own."""
+
+    def allow_regrowth(self, margin: float = 0.0) -> None:
+        """Called before training if a mitigation lets units return: choose among all units, also
+        at the budget's refresh steps.
+
+        Args:
+            margin: By how much of its own size the score of a kept unit is raised in a choice, so
+                that units of about equal worth do not change places for ever.
+
+        Raises:
+            ValueError: If the host cannot, with the reason.
+        """
+
+    def set_quota(self, quota: Quota) -> None:
+        """Called before training if a mitigation decides how removals are shared between sites.
+
+        Raises:
+            ValueError: If the host cannot, with the reason.
+        """
+
+    def gate(self) -> Tensor | None:
+        """Learned factors on the units' contributions [1, U] for the next forward pass, or None.
+        The host optimises them itself in `after_step`."""
 
     def loss_term(self) -> Tensor | None:
         """Addition to the loss of this step, or None."""
 
     def after_backward(self, gate_gradient: Tensor | None) -> None:
-        """See gradients before the optimiser's step.
+        """See gradients before they are clipped and the optimiser steps.
 
         Args:
-            gate_gradient: d(loss of image b)/d(gate u) [B, U] if `wants_unit_gradients`.
+            gate_gradient: d(loss of image b)/d(gate u) [B, U] if `wants_unit_gradients`; of
+                removed units it is zero unless `regrows`.
         """
 
     def after_step(self, step: int) -> Tensor | None:
-        """New keep mask [U] after optimiser step `step` (counted from 1), or None if nothing
-        changes."""
+        """Keep mask [U] after optimiser step `step` (counted from 1), or None if nothing was
+        removed or returned. Averages of the weights start anew with every mask given."""
 
     def finalize(self) -> Tensor:
         """The final keep mask [U]; meets the budget."""
@@ -48,6 +89,8 @@ class Pruner(Protocol):
 
 
 class PrunerFactory(Protocol):
+    compacts: bool
+
     def __call__(
         self, model: PrunableViT, budget: Budget, generator: torch.Generator
     ) -> Pruner: ...
@@ -69,17 +112,30 @@ class Budget:
     steps: tuple[int, ...]
     """Optimiser steps after which units are removed, ascending; the budget is met after the
     last."""
+    refresh: tuple[int, ...] = ()
+    """Later steps at which hosts that let units return choose again at the full budget; masks are
+    frozen after the last."""
+    start: int = 0
+    """Step after which hosts that have their budget from the start, or that learn before they
+    remove, begin."""
+
+    def progress(self, step: int) -> float | None:
+        """Share of the way to the budget in (0, 1] that a choice at `step` goes, or None if nothing
+        is chosen."""
+        if step in self.refresh:
+            return 1.0
+        return (self.steps.index(step) + 1) / len(self.steps) if step in self.steps else None
 
     def at(self, step: int, num_units: Sequence[int]) -> int | None:
-        """MACs allowed after `step`, or None if nothing is removed at this step.
+        """MACs allowed after `step`, or None if nothing is chosen at this step.
 
         The share kept falls from that of the whole model to `macs_ratio` along the cubic of Zhu &
         Gupta (arXiv:1710.01878): r(t) = r_f + (r_0 - r_f)(1 - t)^3.
         """
-        if step not in self.steps:
+        progress = self.progress(step)
+        if progress is None:
             return None
         start = min(1.0, self.macs.total(list(num_units)) / self.dense_macs)
-        progress = (self.steps.index(step) + 1) / len(self.steps)
         ratio = self.macs_ratio + (start - self.macs_ratio) * (1 - progress) ** 3
         return int(ratio * self.dense_macs)
 
@@ -99,6 +155,42 @@ def removal_steps(total_steps: int, start: float, end: float, updates: int) -> t
     span = last - first
     updates = min(updates, span)
     return tuple(first + (span * (i + 1)) // updates for i in range(updates))
+
+
+def plan_budget(
+    macs: MacsModel,
+    *,
+    dense_macs: int,
+    macs_ratio: float,
+    total_steps: int,
+    start: float,
+    end: float,
+    updates: int,
+    freeze: float,
+) -> Budget:
+    """The budget of a training: evenly spaced removals, then refreshes at the same pace.
+
+    Args:
+        macs: Cost of the model that is pruned.
+        dense_macs: MACs of the dense base.
+        macs_ratio: Target.
+        total_steps: Optimiser steps of the training.
+        start: Share of the steps after which removal begins.
+        end: Share of the steps by which the budget is met.
+        updates: Number of removals.
+        freeze: Share of the steps after which masks stay as they are.
+    """
+    steps = removal_steps(total_steps, start, end, updates)
+    pace = max(1, (steps[-1] - int(start * total_steps)) // len(steps))
+    refresh = tuple(range(steps[-1] + pace, int(freeze * total_steps) + 1, pace))
+    return Budget(
+        macs=macs,
+        dense_macs=dense_macs,
+        macs_ratio=macs_ratio,
+        steps=steps,
+        refresh=refresh,
+        start=int(start * total_steps),
+    )
 
 
 def allocate(
@@ -187,22 +279,59 @@ def _take(candidates: list[tuple[Tensor, int]], keep: Tensor, spent: int, budget
     return spent
 
 
-class ScheduledPruner:
-    """Hosts that score units and remove the worst on the cubic schedule; subclasses give
-    `scores`."""
+def shared_out(
+    scores: Tensor, alive: Tensor, sites: Sequence[Site], weights: Tensor, debts: Tensor
+) -> Tensor:
+    """Scores by which `allocate` takes from each site in proportion to its weight.
+
+    The k-th unit that site l loses gets the score (k - 1/2 - debt_l) / (w_l n_l), n_l = its living
+    units: cut at any height, site l has lost about w_l n_l times that height (the divisor method of
+    Sainte-Lague). Within a site the order of `scores` stays.
+
+    Args:
+        scores: Importance of every unit, larger is better [U].
+        alive: True for units that may be kept [U].
+        sites: Sites of the model.
+        weights: Of each site, positive [L].
+        debts: Units that each site still owes from earlier roundings [L].
+
+    Returns:
+        Scores [U].
+    """
+    shared = torch.zeros(len(scores), dtype=torch.float64)
+    for site, weight, debt in zip(sites, weights.tolist(), debts.tolist(), strict=True):
+        ranked = _ranked(scores, alive, site)
+        order = torch.arange(len(ranked), 0, -1, dtype=torch.float64)
+        shared[ranked] = (order - 0.5 - debt) / (weight * len(ranked))
+    return shared
+
+
+class BasePruner:
+    """What hosts share that do nothing special: no gradients, no gates, no addition to the loss."""
 
     wants_unit_gradients = False
+    compacts = True
 
     def __init__(self, model: PrunableViT, budget: Budget, generator: torch.Generator) -> None:
         self.model = model
         self.budget = budget
         self.generator = generator
+        self.regrows = False
+        self.margin = 0.0
         self.num_units = [site.num_units for site in model.sites]
         self.keep = torch.ones(model.num_units, dtype=torch.bool, device=model.keep.device)
 
-    def scores(self) -> Tensor:
-        """Importance of every unit, larger is better [U]."""
-        raise TypeError(f"{type(self).__name__} must define scores()")
+    def attach(self, batches: LabelledBatches) -> None:
+        pass
+
+    def allow_regrowth(self, margin: float = 0.0) -> None:
+        self.regrows, self.margin = True, margin
+
+    def set_quota(self, quota: Quota) -> None:
+        raise ValueError(f"host {type(self).__name__} does not share out removals between sites")
+
+    def gate(self) -> Tensor | None:
+        return None
 
     def loss_term(self) -> Tensor | None:
         return None
@@ -210,12 +339,13 @@ class ScheduledPruner:
     def after_backward(self, gate_gradient: Tensor | None) -> None:
         pass
 
-    def after_step(self, step: int) -> Tensor | None:
-        allowed = self.budget.at(step, self.num_units)
-        if allowed is None:
+    def change(self, keep: Tensor) -> Tensor | None:
+        """Take up a mask [U]; gives it back, or None if it is the old one."""
+        keep = keep.to(self.keep.device)
+        if torch.equal(keep, self.keep):
             return None
-        self.keep = allocate(self.scores(), self.keep, self.model.sites, self.budget.macs, allowed)
-        return self.keep
+        self.keep = keep
+        return keep
 
     def finalize(self) -> Tensor:
         spent = self.budget.macs.total([int(self.keep[s.units].sum()) for s in self.model.sites])
@@ -233,3 +363,65 @@ class ScheduledPruner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.keep = state["keep"].to(self.keep.device)
+
+
+class ScheduledPruner(BasePruner):
+    """Hosts that score units and remove the worst on the cubic schedule; subclasses give
+    `scores`."""
+
+    def __init__(self, model: PrunableViT, budget: Budget, generator: torch.Generator) -> None:
+        super().__init__(model, budget, generator)
+        self.quota: Quota | None = None
+        self.debts = torch.zeros(len(model.sites), dtype=torch.float64)
+        """Units that each site was to lose by its quota and has not, below one [L]."""
+
+    def scores(self) -> Tensor:
+        """Importance of every unit, larger is better [U]."""
+        raise TypeError(f"{type(self).__name__} must define scores()")
+
+    def set_quota(self, quota: Quota) -> None:
+        self.quota = quota
+
+    def after_step(self, step: int) -> Tensor | None:
+        allowed = self.budget.at(step, self.num_units)
+        if allowed is None or (step in self.budget.refresh and not self.regrows):
+            return None
+        sites, macs = self.model.sites, self.budget.macs
+        scores = self.scores().detach()
+        if self.regrows:
+            scores = scores + self.margin * scores.abs() * self.keep
+        scores = scores.cpu()
+        alive = torch.ones_like(self.keep) if self.regrows else self.keep
+        if self.quota is None:
+            return self.change(allocate(scores, alive, sites, macs, allowed))
+        sizes = self._sizes(scores, self.quota().double().cpu(), allowed)
+        keep, alive = torch.zeros_like(self.keep, device="cpu"), alive.cpu()
+        for site, size in zip(sites, sizes, strict=True):
+            keep[_ranked(scores, alive, site)[:size]] = True
+        return self.change(keep)
+
+    def _sizes(self, scores: Tensor, weights: Tensor, allowed: int) -> list[int]:
+        """How many units each site keeps if removals are shared out by weight."""
+        sites, alive = self.model.sites, self.keep.cpu()
+        if weights.shape != (len(sites),) or not bool((weights > 0).all()):
+            raise ValueError(f"a quota needs one positive weight per site, got {weights.tolist()}")
+        shared = shared_out(scores, alive, sites, weights, self.debts)
+        keep = allocate(shared, alive, sites, self.budget.macs, allowed)
+        before = torch.tensor([int(alive[s.units].sum()) for s in sites], dtype=torch.float64)
+        after = torch.tensor([int(keep[s.units].sum()) for s in sites], dtype=torch.float64)
+        for kind in ("heads", "neurons"):
+            own = torch.tensor([s.kind == kind for s in sites])
+            share = weights * before * own
+            owed = share / share.sum() * ((before - after) * own).sum()
+            self.debts += torch.where(own, owed - (before - after), 0.0)
+        # What reserves keep a site from losing is not made up for later.
+        limit = torch.tensor([1.0 if s.kind == "heads" else NEURON_GROUP for s in sites])
+        self.debts = torch.minimum(torch.maximum(self.debts, -limit), limit)
+        return [int(size) for size in after]
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"debts": self.debts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.debts.copy_(state["debts"])

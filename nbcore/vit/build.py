@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,13 @@ import timm
 import torch
 from safetensors.torch import load_file
 from timm.layers import Attention, Mlp
-from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
+from timm.models import named_apply
+from timm.models.vision_transformer import (
+    Block,
+    VisionTransformer,
+    checkpoint_filter_fn,
+    init_weights_vit_timm,
+)
 from torch import Tensor, nn
 
 from nbcore.config import Arch, Merge, ModelConfig
@@ -70,6 +77,25 @@ def with_merge(model: PrunableViT, merge: Merge | None) -> PrunableViT:
     if model.masked:
         other.set_keep(model.keep)
     return other.train(model.training)
+
+
+def narrowed(
+    model: PrunableViT, num_heads: Sequence[int], hidden_features: Sequence[int]
+) -> PrunableViT:
+    """The same model with other widths; attention and MLP layers start afresh, as timm starts them.
+
+    Args:
+        model: Gives its stem, norms and classifier away; not to be used afterwards.
+        num_heads: Heads of each block.
+        hidden_features: MLP neurons of each block.
+    """
+    arch = replace(model.arch, num_heads=tuple(num_heads), hidden_features=tuple(hidden_features))
+    for block, heads, neurons in zip(
+        model.vit.blocks, arch.num_heads, arch.hidden_features, strict=True
+    ):
+        _resize_block(block, heads, neurons, arch.head_dim)
+        named_apply(init_weights_vit_timm, block)
+    return PrunableViT(model.vit, arch, model.merge, model.mean, model.std)
 
 
 def fold_batchnorm(model: PrunableViT) -> None:

@@ -58,10 +58,10 @@ def match_tokens(patches: Tensor, r: int) -> Tensor:
         group_a = torch.where(merged, partner + (num_a - r), kept_position)
         group_b = torch.arange(num_a - r, num_patches - r, device=x.device)
         both = torch.cat([group_a, group_b.expand(x.shape[0], -1)], dim=1)
-        order = torch.empty(num_patches, dtype=torch.int64)
-        order[::2] = torch.arange(num_a)
-        order[1::2] = torch.arange(num_a, num_patches)
-        return both[:, order.to(x.device)]
+        order = torch.empty(num_patches, dtype=torch.int64, device=x.device)
+        order[::2] = index
+        order[1::2] = torch.arange(num_a, num_patches, device=x.device)
+        return both[:, order]
 
 
 def merge_tokens(patches: Tensor, group: Tensor, num_tokens: int) -> tuple[Tensor, Tokens]:
@@ -84,5 +84,9 @@ def merge_tokens(patches: Tensor, group: Tensor, num_tokens: int) -> tuple[Tenso
 
 
 def unmerge(values: Tensor, tokens: Tokens) -> Tensor:
-    """Give each original patch its token's value: [B, T] -> [B, P]."""
-    return values if tokens.group is None else torch.gather(values, 1, tokens.group)
+    """Give each original patch its token's value: [B, T] -> [B, P], or [B, T, D] -> [B, P, D]."""
+    if tokens.group is None:
+        return values
+    if values.ndim == 2:
+        return torch.gather(values, 1, tokens.group)
+    return torch.gather(values, 1, tokens.group[..., None].expand(-1, -1, values.shape[-1]))

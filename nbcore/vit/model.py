@@ -12,6 +12,7 @@ units of all sites.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -40,6 +41,88 @@ class Tap(Protocol):
         """
 
 
+ContributionTap = Callable[[bool, Tensor, Tensor], None]
+"""(is MLP, stream at the sublayer's input, contribution), called by `block_forward`."""
+
+
+def stem_forward(vit: Any, images: Tensor) -> Tensor:
+    """Normalised images [B, 3, S, S] as patches [B, P, D], without positions."""
+    return vit.patch_embed(images)
+
+
+def block_forward(
+    block: Block,
+    x: Tensor,
+    head_gate: Tensor | None,
+    neuron_gate: Tensor | None,
+    bias: Tensor | None,
+    drop_rate: Tensor | None,
+    tap: ContributionTap | None = None,
+) -> Tensor:
+    """One block of the Vision Transformer with gates on its units.
+
+    A function of the block, since all blocks of a model can share what is compiled once.
+
+    Args:
+        block: timm's block, its weights.
+        x: Residual stream [B, N, D].
+        head_gate: Factors on head outputs [B or 1, H], or None for ones.
+        neuron_gate: Factors on hidden activations [B or 1, M], or None for ones.
+        bias: Added to the attention logits [B, 1, 1, N], or None.
+        drop_rate: Probability that a sublayer is left out for an image (stochastic depth,
+            arXiv:1603.09382), a scalar tensor; None for 0.
+        tap: Reads both contributions.
+    """
+    attn, mlp = block.attn, block.mlp
+    batch, num_tokens, _ = x.shape
+    qkv = attn.qkv(block.norm1(x)).reshape(batch, num_tokens, 3, attn.num_heads, attn.head_dim)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    q, k = attn.q_norm(q), attn.k_norm(k)
+    dropout = attn.attn_drop.p if block.training else 0.0
+    # [B, 1, 1, N] is expanded by hand: some fused kernels take no broadcast masks.
+    mask = None if bias is None else bias.to(q.dtype).expand(batch, 1, num_tokens, num_tokens)
+    z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    if head_gate is not None:
+        z = z * head_gate[:, :, None, None].to(z.dtype)
+    if tap is not None:
+        tap(False, x, z)
+    written = block.ls1(attn.proj_drop(attn.proj(z.transpose(1, 2).flatten(2))))
+    x = x + _drop_path(written, drop_rate)
+    h = mlp.drop1(mlp.act(mlp.fc1(block.norm2(x))))
+    if neuron_gate is not None:
+        h = h * neuron_gate[:, None, :].to(h.dtype)
+    if tap is not None:
+        tap(True, x, h)
+    return x + _drop_path(block.ls2(mlp.drop2(mlp.fc2(h))), drop_rate)
+
+
+def _drop_path(written: Tensor, rate: Tensor | None) -> Tensor:
+    if rate is None:
+        return written
+    stays = torch.rand(len(written), 1, 1, device=written.device) >= rate
+    return written * (stays / (1 - rate)).to(written.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The functions that a forward pass consists of; training passes compiled ones."""
+
+    stem: Callable[[Any, Tensor], Tensor] = stem_forward
+    block: Callable[..., Tensor] = block_forward
+
+
+PLAIN = Parts()
+
+
+def _site_tap(tap: Tap, block: int, tokens: Tokens) -> ContributionTap:
+    """A tap of sites as a tap of one block's contributions."""
+
+    def contribution_tap(is_mlp: bool, stream: Tensor, contribution: Tensor) -> None:
+        tap(2 * block + is_mlp, stream, contribution, tokens)
+
+    return contribution_tap
+
+
 class PrunableViT(nn.Module):
     """A timm Vision Transformer with gates on every unit.
 
@@ -52,6 +135,8 @@ class PrunableViT(nn.Module):
     std: Tensor
     keep: Tensor
     """One for every unit that is not masked [U]."""
+    drop_rates: Tensor
+    """Stochastic depth in training: the probability to leave out a sublayer, per block [depth]."""
 
     def __init__(
         self, vit: nn.Module, arch: Arch, merge: Merge | None, mean: Tensor, std: Tensor
@@ -65,6 +150,9 @@ class PrunableViT(nn.Module):
         self.sites = sites_of(arch)
         self.num_units = sum(site.num_units for site in self.sites)
         self.register_buffer("keep", torch.ones(self.num_units), persistent=False)
+        rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in vit.blocks]
+        self.register_buffer("drop_rates", torch.tensor(rates), persistent=False)
+        self.drops_paths = max(rates) > 0
         self.masked = False
         self._check_merge()
 
@@ -115,7 +203,7 @@ class PrunableViT(nn.Module):
         """Mask units: contributions of units with keep False become zero.
 
         Args:
-            keep: True where a unit stays [U].
+            keep: True where a unit stays; or factors in 0..1, for units that fade in [U].
         """
         if keep.shape != (self.num_units,):
             raise ValueError(f"keep must have shape ({self.num_units},), got {tuple(keep.shape)}")
@@ -129,6 +217,9 @@ class PrunableViT(nn.Module):
         group: Tensor | None = None,
         tap: Tap | None = None,
         block_tap: Callable[[int, Tensor, Tokens], None] | None = None,
+        *,
+        replace_mask: bool = False,
+        parts: Parts = PLAIN,
     ) -> Tensor:
         """Class logits of images.
 
@@ -139,17 +230,30 @@ class PrunableViT(nn.Module):
                 models only).
             tap: Called at every site with what it reads and writes.
             block_tap: Called after every block with its index, output [B, N, D] and tokens.
+            replace_mask: Use `unit_gate` in place of the mask instead of multiplying both, so that
+                masked units get gradients too.
+            parts: What runs the stem and the blocks.
 
         Returns:
             Logits [B, K].
         """
-        gate = self._effective_gate(unit_gate)
-        x, tokens, bias = self._embed(images), Tokens(), None
+        gate = unit_gate if replace_mask else self._effective_gate(unit_gate)
+        # In one go, so that the backward pass joins the gradients of all sites in one go too.
+        sizes = [site.num_units for site in self.sites]
+        gates = [None] * len(sizes) if gate is None else gate.split(sizes, 1)
+        x, tokens, bias = self._embed(images, parts), Tokens(), None
         for index, block in enumerate(self.vit.blocks):
             if self.merge is not None and index == self.merge.block:
                 x, tokens, bias = self._merge(x, group)
-            x = self._attention(index, block, x, gate, bias, tokens, tap)
-            x = self._mlp(index, block, x, gate, tokens, tap)
+            x = parts.block(
+                block,
+                x,
+                gates[2 * index],
+                gates[2 * index + 1],
+                bias,
+                self.drop_rates[index] if self.training and self.drops_paths else None,
+                None if tap is None else _site_tap(tap, index, tokens),
+            )
             if block_tap is not None:
                 block_tap(index, x, tokens)
         return self._classify(x, tokens)
@@ -159,9 +263,9 @@ class PrunableViT(nn.Module):
             return unit_gate
         return self.keep[None] if unit_gate is None else unit_gate * self.keep
 
-    def _embed(self, images: Tensor) -> Tensor:
+    def _embed(self, images: Tensor, parts: Parts) -> Tensor:
         vit = self.vit
-        x = vit.patch_embed((images - self.mean) / self.std)
+        x = parts.stem(vit, (images - self.mean) / self.std)
         side = images.shape[-1] // self.patch_size
         if vit.pos_embed is None or side == self.grid[0]:
             return vit.norm_pre(vit._pos_embed(x))
@@ -184,51 +288,6 @@ class PrunableViT(nn.Module):
             merged = torch.cat([x[:, :prefix], merged], dim=1)
             bias = torch.cat([bias.new_zeros(bias.shape[0], prefix), bias], dim=1)
         return merged, tokens, bias[:, None, None, :]
-
-    def _attention(
-        self,
-        index: int,
-        block: Block,
-        x: Tensor,
-        gate: Tensor | None,
-        bias: Tensor | None,
-        tokens: Tokens,
-        tap: Tap | None,
-    ) -> Tensor:
-        attn = block.attn
-        batch, num_tokens, _ = x.shape
-        qkv = attn.qkv(block.norm1(x)).reshape(batch, num_tokens, 3, attn.num_heads, attn.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        q, k = attn.q_norm(q), attn.k_norm(k)
-        dropout = attn.attn_drop.p if self.training else 0.0
-        # [B, 1, 1, N] is expanded by hand: some fused kernels take no broadcast masks.
-        mask = None if bias is None else bias.to(q.dtype).expand(batch, 1, num_tokens, num_tokens)
-        z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        site = 2 * index
-        if gate is not None:
-            z = z * gate[:, self.sites[site].units, None, None].to(z.dtype)
-        if tap is not None:
-            tap(site, x, z, tokens)
-        written = attn.proj_drop(attn.proj(z.transpose(1, 2).flatten(2)))
-        return x + block.drop_path1(block.ls1(written))
-
-    def _mlp(
-        self,
-        index: int,
-        block: Block,
-        x: Tensor,
-        gate: Tensor | None,
-        tokens: Tokens,
-        tap: Tap | None,
-    ) -> Tensor:
-        mlp = block.mlp
-        h = mlp.drop1(mlp.act(mlp.fc1(block.norm2(x))))
-        site = 2 * index + 1
-        if gate is not None:
-            h = h * gate[:, None, self.sites[site].units].to(h.dtype)
-        if tap is not None:
-            tap(site, x, h, tokens)
-        return x + block.drop_path2(block.ls2(mlp.drop2(mlp.fc2(h))))
 
     def _classify(self, x: Tensor, tokens: Tokens) -> Tensor:
         vit = self.vit

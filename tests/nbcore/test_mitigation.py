@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nbcore.config import Merge
-from nbcore.mitigation import MITIGATIONS, Mitigation, create_mitigation
+from nbcore.mitigation import MITIGATIONS, Mitigation, StepOutputs, create_mitigation
 from nbcore.mitigation.base import Composition
 from nbcore.mitigation.handoff import Handoff, contribution_statistics, handoff_matrix
 from nbcore.vit import PrunableViT
@@ -177,8 +177,8 @@ class Recorder(Mitigation):
         assert whole, "weights of units that leave now are gone already"
         assert torch.equal(self.model.keep[units].bool(), self.old[units])
 
-    def loss_term(self, images: Tensor, logits: Tensor) -> None:
-        self.pictures.append(images.clone())
+    def loss_term(self, outputs: StepOutputs) -> None:
+        self.pictures.append(outputs.images.clone())
 
     def after_step(self, step: int) -> None:
         self.old = self.model.keep.bool().clone()
@@ -213,10 +213,14 @@ def test_socket_is_told_of_every_site_before_its_weights_are_zeroed() -> None:
 class Bystander:
     """What the trainer calls, and nothing else: a training without a mitigation's path."""
 
+    wants_blocks = regrows = False
+    fade_steps = 0
+
+    def quota(self) -> None: ...
     def attach(self, model: object, batches: object) -> None: ...
     def on_keep_changing(self) -> None: ...
     def on_keep_changed(self, *_: object) -> None: ...
-    def loss_term(self, images: object, logits: object) -> None: ...
+    def loss_term(self, outputs: object) -> None: ...
     def after_step(self, step: int) -> None: ...
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -254,7 +258,7 @@ def test_composition_calls_its_parts_in_order_and_adds_their_terms() -> None:
         def on_keep_changed(self, *_: object) -> None:
             calls.append(self.name)
 
-        def loss_term(self, images: Tensor, logits: Tensor) -> Tensor | None:
+        def loss_term(self, outputs: StepOutputs) -> Tensor | None:
             return None if self.term is None else torch.tensor(self.term)
 
         def state_dict(self) -> dict[str, Any]:
@@ -267,8 +271,8 @@ def test_composition_calls_its_parts_in_order_and_adds_their_terms() -> None:
     none = torch.tensor([])
     pair.on_keep_changed(0, none, none, none)
     assert calls == ["b", "a", "c"]
-    assert pair.loss_term(none, none) == 2.5
-    assert Composition([Part("a", None)]).loss_term(none, none) is None
+    assert pair.loss_term(StepOutputs(images=none, logits=none)) == 2.5
+    assert Composition([Part("a", None)]).loss_term(StepOutputs(images=none, logits=none)) is None
     pair.load_state_dict({"0": {"name": "x"}, "1": {"name": "y"}, "2": {"name": "z"}})
     assert pair.state_dict() == {"0": {"name": "x"}, "1": {"name": "y"}, "2": {"name": "z"}}
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nbcore.macs import macs_of
-from nbcore.mitigation import Mitigation, create_mitigation
+from nbcore.mitigation import Mitigation, StepOutputs, create_mitigation
 from nbcore.mitigation.handoff import Handoff
 from nbcore.pruning.taylor import TaylorPruner
 from nbcore.train import TrainResult, learning_rate, steps_per_epoch, train
@@ -40,11 +40,12 @@ class Stopping(Mitigation):
         self.at = at
 
     def after_step(self, step: int) -> None:
+        super().after_step(step)
         if step == self.at:
             raise StoppedError
 
 
-class StoppingHandoff(Handoff, Stopping):
+class StoppingHandoff(Stopping, Handoff):
     def __init__(self, at: int) -> None:
         Handoff.__init__(self)
         self.at = at
@@ -182,9 +183,9 @@ class Breaking(Mitigation):
     def attach(self, model: PrunableViT, batches: object) -> None:
         self.parameter = model.vit.head.weight
 
-    def loss_term(self, images: Tensor, logits: Tensor) -> Tensor | None:
+    def loss_term(self, outputs: StepOutputs) -> Tensor | None:
         self.weights.append(self.parameter.detach().clone())
-        return logits.sum() * self.value if self.step in self.steps else None
+        return outputs.logits.sum() * self.value if self.step in self.steps else None
 
     def after_step(self, step: int) -> None:
         self.step = step + 1
@@ -234,10 +235,10 @@ def test_loss_of_left_out_steps_is_not_in_the_mean() -> None:
     class Steep(Breaking):
         """The root of zero is finite, its gradient is not."""
 
-        def loss_term(self, images: Tensor, logits: Tensor) -> Tensor | None:
-            targets = torch.full((len(images),), 3)
-            alone.append(F.cross_entropy(logits.detach(), targets).item())
-            return (0 * logits.sum()).abs().sqrt() if self.step in self.steps else None
+        def loss_term(self, outputs: StepOutputs) -> Tensor | None:
+            targets = torch.full((len(outputs.images),), 3)
+            alone.append(F.cross_entropy(outputs.logits.detach(), targets).item())
+            return (0 * outputs.logits.sum()).abs().sqrt() if self.step in self.steps else None
 
         def after_step(self, step: int) -> None:
             self.step = step + 1

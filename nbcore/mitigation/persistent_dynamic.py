@@ -1,0 +1,44 @@
+"""Mitigation `persistent_dynamic`: pruned weights may come back.
+
+The published idea's second half (Wang et al., arXiv:2407.16716: "persistent dynamic weight
+pruning"); its equations were not available to us and the details are ours. Nearest relatives: DPF
+(Lin et al., arXiv:2006.07253) and RigL (Evci et al., arXiv:1911.11134).
+
+A straight-through version, where removed weights go on being updated as if they took part, lost 2
+to 7 points: they drift under AdamW at the full learning rate, and with them the forward pass at
+every change of masks. Here
+
+- removed units rest behind closed gates, exactly as they left (`nbcore.masking`);
+- at each removal step, and then at the same pace until masks freeze (`PruneConfig.freeze`), the
+  host chooses afresh among all units by its own scores; gates of resting units have gradients, so
+  scores that use them see what a return would bring;
+- a unit that returns must beat the one it replaces by a `margin`, or units of about equal worth
+  would change places for ever, each time at a cost;
+- its gate opens over `fade` steps, so the forward pass never jumps.
+"""
+
+from __future__ import annotations
+
+from nbcore.mitigation.base import MITIGATIONS, Mitigation
+
+
+@MITIGATIONS.register("persistent_dynamic")
+class PersistentDynamic(Mitigation):
+    """Asks the host to choose among all units, and trainer and host to make returns gentle."""
+
+    regrows = True
+
+    def __init__(self, *, fade: int = 50, margin: float = 0.2) -> None:
+        """Choose how units return.
+
+        Args:
+            fade: Steps over which the gate of a returning unit opens; 0 opens it at once.
+            margin: By how much of its own size a kept unit's score is raised when units are
+                ranked; 0 ranks all alike.
+        """
+        if fade < 0 or margin < 0:
+            raise ValueError(
+                f"persistent_dynamic needs fade >= 0 and margin >= 0, got {fade} and {margin}"
+            )
+        self.fade_steps = fade
+        self.margin = margin

@@ -1,0 +1,91 @@
+"""Mitigation `reconstruction`, the learned handoff: survivors learn to write what the whole dense
+layer wrote.
+
+`handoff` gives work over once and in closed form; here it is learned for as long as training goes
+on. The loss gets weight times the mean over blocks of the residual of METHODS 3,
+
+    R = sum ||C (y_dense - y_pruned)||² / sum ||C (y_dense - mean_t y_dense)||²,
+
+y = a block's output at the original patches, C = I - 11ᵀ/D, sums over images and patches. So what
+is minimised is the quantity that the burden report shows. The equation is ours; relatives:
+FitNets (Romero et al., arXiv:1412.6550) and CoFi (Xia et al., arXiv:2204.00408).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nbcore.burden import residual
+from nbcore.mitigation.base import MITIGATIONS, Batches, Mitigation, StepOutputs
+from nbcore.mitigation.teacher import Teacher
+from nbcore.vit import PrunableViT
+
+
+@MITIGATIONS.register("reconstruction")
+class Reconstruction(Mitigation):
+    """Pulls every block's output towards that of the dense model at the fork."""
+
+    wants_blocks = True
+
+    def __init__(self, *, weight: float = 1.0, last: int | None = None) -> None:
+        """Choose how strongly to pull, and at which blocks.
+
+        Args:
+            weight: Of the mean residual. R is dimensionless and lies between 0 (same output) and
+                about 1 (output gone), as a cross-entropy of one nat: 1.0 makes it a term of equal
+                rank that fades as the survivors succeed.
+            last: Only this many blocks, counted from the end; None means all.
+        """
+        if weight <= 0:
+            raise ValueError(f"reconstruction needs weight > 0, got {weight}")
+        if last is not None and last < 1:
+            raise ValueError(f"reconstruction needs last >= 1 or None for all blocks, got {last}")
+        self.weight = weight
+        self.last = last
+        self.teacher = Teacher(with_blocks=True)
+
+    def attach(self, model: PrunableViT, batches: Batches) -> None:
+        depth = len(model.vit.blocks)
+        if self.last is not None and self.last > depth:
+            raise ValueError(f"reconstruction of the last {self.last} blocks: there are {depth}")
+        self.first = depth - (self.last or depth)
+        self.teacher.attach(model)
+
+    def loss_term(self, outputs: StepOutputs) -> Tensor:
+        dense = self.teacher(outputs.images).blocks
+        measure = _compiled() if outputs.images.is_cuda else mean_residual
+        return self.weight * measure(dense[self.first :], outputs.blocks[self.first :])
+
+    def after_step(self, step: int) -> None:
+        self.teacher.forget()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"teacher": self.teacher.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.teacher.load_state_dict(state["teacher"])
+
+
+def mean_residual(dense: Sequence[Tensor], pruned: Sequence[Tensor]) -> Tensor:
+    """Mean over blocks of the residual R, each pooled over images and patches; single precision.
+
+    Args:
+        dense: Outputs of the dense model's blocks, each [B, P, D].
+        pruned: The same of the pruned model, un-merged.
+    """
+    ratios = []
+    for one, two in zip(dense, pruned, strict=True):
+        error, power = residual(one.float(), two.float())
+        ratios.append(error.mean() / power.mean())
+    return torch.stack(ratios).mean()
+
+
+@cache
+def _compiled() -> Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]:
+    """`mean_residual` fused: it only moves memory, and each of its steps would move it again."""
+    return torch.compile(mean_residual, dynamic=False)

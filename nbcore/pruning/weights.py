@@ -1,0 +1,142 @@
+"""Host `weights`: single small weights of all block matrices fall; no unit ever leaves.
+
+Unstructured, so there is nothing to compact and nothing gets faster: for studies only. The budget
+`macs_ratio` is the share of the weights of all `qkv`, `proj`, `fc1` and `fc2` matrices that is
+kept; merging does not count. Biases, norms, stem and classifier are not pruned.
+
+Where weights may return, a dense copy is kept and trained on: the loss and its gradient are those
+of the masked weights, the step is taken from the dense ones, and masks are chosen anew from the
+dense ones at every update (Lin et al., "Dynamic Model Pruning with Feedback", arXiv:2006.07253:
+w <- w - lr g(mask w)).
+
+Source:
+    Zhu & Gupta, "To prune, or not to prune", arXiv:1710.01878: in every matrix the weights of
+    smallest magnitude are set to zero, all matrices at the same share, on the cubic schedule.
+    Differs in: starts from a dense checkpoint. Where weights return it differs from Lin et al. in:
+    what is masked takes only a share `damping` of AdamW's step, which has the same size for every
+    weight however small its gradient is, so that undamped copies drift until they take the place of
+    weights that matter; masks are frozen after the last refresh.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nbcore.pruning.base import PRUNERS, BasePruner, Budget, Quota
+from nbcore.vit import PrunableViT
+
+
+@PRUNERS.register("weights")
+class WeightsPruner(BasePruner):
+    compacts = False
+    damping = 0.1
+    """Share of the optimiser's step that masked weights take in the dense copy."""
+
+    def __init__(self, model: PrunableViT, budget: Budget, generator: torch.Generator) -> None:
+        super().__init__(model, budget, generator)
+        self.matrices: list[Tensor] = block_matrices(model)
+        self.masks = [torch.ones_like(matrix) for matrix in self.matrices]
+        self.dense: list[Tensor] | None = None
+        """Copy that is trained on where weights may return; None otherwise, and once masks are
+        frozen."""
+
+    def allow_regrowth(self, margin: float = 0.0) -> None:
+        self.margin = margin
+        self.dense = [matrix.detach().clone() for matrix in self.matrices]
+
+    def set_quota(self, quota: Quota) -> None:
+        raise ValueError(
+            "host weights removes no units: there are no removals that a quota could share out"
+        )
+
+    @torch.no_grad()
+    def after_backward(self, gate_gradient: Tensor | None) -> None:
+        if self.dense is not None:
+            torch._foreach_copy_(self.matrices, self.dense)
+        else:
+            gradients = [matrix.grad for matrix in self.matrices]
+            torch._foreach_mul_(gradients, self.masks)  # type: ignore[call-overload,arg-type]
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> Tensor | None:
+        if self.dense is not None:
+            rates = torch._foreach_add(
+                torch._foreach_mul(self.masks, 1 - self.damping), self.damping
+            )
+            torch._foreach_lerp_(self.dense, self.matrices, rates)
+        progress = self.budget.progress(step)
+        chosen = progress is not None and (step in self.budget.steps or self.dense is not None)
+        if progress is not None and chosen:
+            target = self.budget.macs_ratio
+            share = target + (1 - target) * (1 - progress) ** 3
+            if self.dense is None:
+                self.masks = [
+                    largest(weight, share, mask)
+                    for weight, mask in zip(self.matrices, self.masks, strict=True)
+                ]
+            else:
+                self.masks = [
+                    largest(weight * (1 + self.margin * mask), share)
+                    for weight, mask in zip(self.dense, self.masks, strict=True)
+                ]
+        if self.dense is not None:
+            torch._foreach_copy_(self.matrices, self.dense)
+        torch._foreach_mul_(self.matrices, self.masks)
+        if step == (*self.budget.steps, *self.budget.refresh)[-1]:
+            self.dense = None
+        return self.keep if chosen else None
+
+    def finalize(self) -> Tensor:
+        """All units; raises unless the share of weights is met and the others are zero."""
+        kept = sum(int(mask.sum()) for mask in self.masks)
+        total = sum(mask.numel() for mask in self.masks)
+        if kept > self.budget.macs_ratio * total:
+            raise ValueError(
+                f"training ended before the budget was met: {kept / total:.3f} of the block "
+                f"weights left, target {self.budget.macs_ratio}; the last removal step is "
+                f"{self.budget.steps[-1]}"
+            )
+        return self.keep
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"masks": self.masks, "dense": self.dense}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        torch._foreach_copy_(self.masks, state["masks"])
+        self.dense = state["dense"]
+        if self.dense is not None:
+            self.dense = [copy.to(m) for copy, m in zip(self.dense, self.matrices, strict=True)]
+
+
+def block_matrices(model: PrunableViT) -> list[Tensor]:
+    """Weights of `qkv`, `proj`, `fc1` and `fc2` of every block."""
+    return [
+        layer.weight
+        for block in model.vit.blocks
+        for layer in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
+    ]
+
+
+def largest(weight: Tensor, share: float, among: Tensor | None = None) -> Tensor:
+    """Mask of the weights of largest magnitude; ties go to the lower index.
+
+    Args:
+        weight: Of any shape.
+        share: Of the whole matrix that stays; rounded down.
+        among: One where a weight may stay; None means everywhere.
+
+    Returns:
+        One where a weight stays, zero elsewhere; shape and type of `weight`.
+    """
+    size = weight.detach().abs()
+    if among is not None:
+        size = size.masked_fill(among == 0, -1.0)
+    count = int(share * weight.numel() + 1e-9)
+    order = size.flatten().argsort(descending=True, stable=True)
+    mask = torch.zeros_like(size).flatten()
+    mask[order[:count]] = 1
+    return mask.view_as(weight)

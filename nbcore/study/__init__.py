@@ -1,0 +1,6 @@
+"""Studies: declared grids of runs, resumable, with statistics, figures and a written report."""
+
+from nbcore.study.grid import STUDIES, Arm, Block, StudyConfig, Wave
+from nbcore.study.runner import run_study
+
+__all__ = ["STUDIES", "Arm", "Block", "StudyConfig", "Wave", "run_study"]

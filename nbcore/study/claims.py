@@ -1,0 +1,350 @@
+"""Each claim of METHODS §4 with the numbers that decide it.
+
+The rule is in `nbcore.study.verdicts`; what is useful is a number of the study
+(`StudyConfig.small_effect`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pandas as pd
+
+from nbcore.study.grid import TWIN, WEIGHTS, StudyConfig, parts_of
+from nbcore.study.statistics import (
+    CELL,
+    MIN_SEEDS,
+    Estimate,
+    burden_growth,
+    by_cell,
+    by_host,
+    complete_part,
+    damage_correlation,
+    dense_gain,
+    differences_in_differences,
+    excess_burden,
+    gains,
+    holm,
+    mean_over_seeds,
+    overall,
+    pruned_runs,
+    recovered,
+    site_correlation,
+    values_by_seed,
+)
+from nbcore.study.verdicts import (
+    REFUTED,
+    SUPPORTED,
+    UNDECIDED,
+    Claim,
+    all_of,
+    factor,
+    judge,
+    number,
+    points,
+)
+
+USEFUL_CORRELATION = 0.2
+USEFUL_BURDEN = 0.05
+"""Five per cent more load than a cut and further training explain."""
+HALF = 0.5
+HOSTS_NEEDED = 3
+
+
+def mitigations_of(study: StudyConfig, runs: pd.DataFrame) -> list[str]:
+    """Mitigations that were run on hosts, `none` left out, in the order of the grid."""
+    present = set(pruned_runs(runs)["mitigation"])
+    order = dict.fromkeys(arm.mitigation for arm in study.arms())
+    return [name for name in order if name in present and name != "none"]
+
+
+def best_mitigation(
+    study: StudyConfig, runs: pd.DataFrame, *, without: str | None = None
+) -> str | None:
+    """The mitigation with the largest mean gain on the validation split of the choice seeds, over
+    the cells of compactable hosts in which all candidates were run; distillation alone is a control
+    and no candidate.
+
+    Args:
+        study: The study.
+        runs: Its runs.
+        without: A part that candidates must not have.
+    """
+    seeds = set(study.choice_seeds) or set(runs["seed"])
+    chosen = runs[runs["seed"].isin(seeds) & (runs["pruner"] != WEIGHTS)]
+    tables = {
+        name: gains(chosen, name, column="val_top1")
+        for name in mitigations_of(study, runs)
+        if name != "distillation" and without not in parts_of(name)
+    }
+    tables = {name: table for name, table in tables.items() if table.size}
+    if not tables:
+        return None
+    # Candidates that met fewer cells than most are not comparable and stand back.
+    widest = max(table.shape[1] for table in tables.values())
+    tables = {name: table for name, table in tables.items() if table.shape[1] == widest}
+    cells = set.intersection(*(set(table.columns) for table in tables.values()))
+    means = {name: table[sorted(cells)].mean().mean() for name, table in tables.items()}
+    return max(means, key=lambda name: means[name])
+
+
+def fresh_runs(study: StudyConfig, runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs of seeds that had no part in the choice of the best mitigation; all where none was set
+    apart."""
+    return runs[~runs["seed"].isin(study.choice_seeds)]
+
+
+def all_claims(study: StudyConfig, runs: pd.DataFrame, sites: pd.DataFrame) -> list[Claim]:
+    """Every claim, in the order of the report."""
+    return [
+        *claims_on_gains(study, runs),
+        *claims_on_relief(study, runs),
+        *claims_on_best(study, runs),
+        *claims_on_published(study, runs),
+        *claims_on_burden(runs, sites),
+        *claims_on_controls(study, runs),
+    ]
+
+
+def claims_on_gains(study: StudyConfig, runs: pd.DataFrame) -> list[Claim]:
+    """Does a mitigation make pruned models of equal MACs better?"""
+    names = mitigations_of(study, runs)
+    estimates = _family({name: overall(gains(runs, name)) for name in names})
+    return [
+        Claim(
+            topic="gain",
+            sentence=f"`{name}` makes pruned models of equal cost more accurate.",
+            verdict=judge(estimates[name], study.small_effect),
+            numbers=f"mean over {_extent(gains(runs, name))}: {points(estimates[name])}, "
+            f"Holm p = {_p(estimates[name])} over {len(names)} mitigations; "
+            f"{_counted(gains(runs, name), study.small_effect)}",
+        )
+        for name in names
+    ]
+
+
+def claims_on_relief(study: StudyConfig, runs: pd.DataFrame) -> list[Claim]:
+    """Does it relieve pruning, or help any model?"""
+    found = []
+    for name in mitigations_of(study, runs):
+        table = differences_in_differences(runs, name)
+        dense = mean_over_seeds(dense_gain(runs, name))
+        estimate = overall(table)
+        found.append(
+            Claim(
+                topic="relief",
+                sentence=f"`{name}` relieves pruning: it adds more to pruned models than to the "
+                "dense one.",
+                verdict=judge(estimate, study.small_effect),
+                numbers=f"difference in differences over {_extent(table)}: {points(estimate)}; "
+                f"to the dense model it adds {points(dense)}; "
+                f"{_counted(table, study.small_effect)}",
+            )
+        )
+    return found
+
+
+def claims_on_best(study: StudyConfig, runs: pd.DataFrame) -> list[Claim]:
+    """Does the best mitigation recover half of the loss, and what is it worth beside
+    distillation?"""
+    best = best_mitigation(study, runs)
+    if best is None:
+        return []
+    fresh = fresh_runs(study, runs)
+    shares = recovered(fresh, best)
+    found = []
+    for ratio in sorted({ratio for host, ratio in shares if host != WEIGHTS}):
+        here = {host: shares[host, r] for host, r in shares if r == ratio and host != WEIGHTS}
+        works = [
+            host
+            for host, share in here.items()
+            if share.mean >= HALF and share.low > 0 and share.n >= MIN_SEEDS
+        ]
+        possible = [host for host, share in here.items() if not share.high < HALF]
+        verdict = UNDECIDED
+        if len(works) >= HOSTS_NEEDED:
+            verdict = SUPPORTED
+        elif len(here) >= HOSTS_NEEDED > len(possible):
+            verdict = REFUTED
+        found.append(
+            Claim(
+                topic="best",
+                sentence=f"The best mitigation, `{best}`, recovers at least half of what pruning "
+                f"to {ratio:g} costs on at least {HOSTS_NEEDED} hosts.",
+                verdict=verdict,
+                numbers=f"on {len(works)} of {len(here)} hosts; recovered share: "
+                + "; ".join(f"{host} {number(share)}" for host, share in here.items()),
+            )
+        )
+    return [
+        *found,
+        *_beside_distillation(study, fresh, best_mitigation(study, runs, without="distillation")),
+        *_on_top_of_distillation(study, fresh),
+    ]
+
+
+def _beside_distillation(study: StudyConfig, runs: pd.DataFrame, own: str | None) -> list[Claim]:
+    table = gains(runs, own, "distillation") if own else pd.DataFrame()
+    if not table.size:
+        return []
+    estimate, margin = overall(table), study.small_effect
+    # At least as good: below it by less than a useful effect.
+    shifted = replace(estimate, low=estimate.low + margin, high=estimate.high + margin, p=math.nan)
+    return [
+        Claim(
+            topic="best",
+            sentence=f"`{own}`, the best without distillation, is at least as good as it (to "
+            f"within {100 * margin:g} points).",
+            verdict=judge(shifted, 0),
+            numbers=f"difference over {_extent(table)}: {points(estimate)}",
+        )
+    ]
+
+
+def _on_top_of_distillation(study: StudyConfig, runs: pd.DataFrame) -> list[Claim]:
+    names = [
+        name
+        for name in mitigations_of(study, runs)
+        if name != "distillation" and "distillation" in parts_of(name)
+    ]
+    tables = {name: gains(runs, name, "distillation") for name in names}
+    estimates = _family({name: overall(table) for name, table in tables.items()})
+    return [
+        Claim(
+            topic="best",
+            sentence=f"`{name}` beats distillation alone.",
+            verdict=judge(estimates[name], study.small_effect),
+            numbers=f"difference over {_extent(table)}: {points(estimates[name])}, Holm p = "
+            f"{_p(estimates[name])}; {_counted(table, study.small_effect)}",
+        )
+        for name, table in tables.items()
+        if table.size
+    ]
+
+
+def claims_on_published(study: StudyConfig, runs: pd.DataFrame) -> list[Claim]:
+    """The published pair, host by host."""
+    table = gains(runs, "published")
+    cells, hosts = by_cell(table), by_host(table)
+    return [
+        Claim(
+            topic="published",
+            sentence=f"The published pair helps on host `{host}`.",
+            verdict=judge(estimate, study.small_effect),
+            numbers=f"mean over budgets {points(estimate)}, Holm p = {_p(estimate)} over "
+            f"{len(hosts)} hosts; "
+            + "; ".join(
+                f"at {ratio:g} {points(e)}" for (h, ratio), e in cells.items() if h == host
+            ),
+        )
+        for host, estimate in hosts.items()
+    ]
+
+
+def claims_on_burden(runs: pd.DataFrame, sites: pd.DataFrame) -> list[Claim]:
+    """Does neural burden exist, by the three criteria of METHODS §4?"""
+    excess = excess_burden(runs)
+    if not excess.size:
+        return []
+    units = excess[[cell for cell in excess.columns if cell[0] != WEIGHTS]]
+    whole, growth = overall(units), mean_over_seeds(burden_growth(units))
+    damage, site = damage_correlation(runs), site_correlation(sites)
+    hosts = by_host(excess)
+    above = [host for host, e in hosts.items() if judge(e, USEFUL_BURDEN) == SUPPORTED]
+    below = [host for host, e in hosts.items() if e.n >= MIN_SEEDS and e.high < 0]
+    criteria = [
+        Claim(
+            topic="burden",
+            sentence="(1) After pruning, survivors carry more than the cut and further training "
+            "explain: B / B₀ exceeds the ratio of the dense model trained on.",
+            verdict=judge(whole, USEFUL_BURDEN),
+            numbers=f"(B / B₀) / (dense+ / dense) over {_extent(units)}: {factor(whole)}; above "
+            f"one on {len(above)} of {len(hosts)} hosts after Holm's correction, below one on "
+            f"{len(below)}",
+        ),
+        Claim(
+            topic="burden",
+            sentence="(2) The excess grows with the share removed.",
+            verdict=judge(growth, USEFUL_BURDEN),
+            numbers=f"from each host's largest to its smallest budget: {factor(growth)}",
+        ),
+        Claim(
+            topic="burden",
+            sentence="(3) The excess predicts damage beyond the share removed.",
+            verdict=judge(damage, USEFUL_CORRELATION),
+            numbers="partial rank correlation with the loss increase over hosts and budgets: "
+            f"{number(damage)}; over sites, with the residual of the site's block: {number(site)}",
+        ),
+    ]
+    together = Claim(
+        topic="burden",
+        sentence="Neural burden exists in these models (all three criteria).",
+        verdict=all_of([claim.verdict for claim in criteria]),
+        numbers=", ".join(f"({i + 1}) {claim.verdict}" for i, claim in enumerate(criteria)),
+    )
+    return [together, *criteria]
+
+
+def claims_on_controls(study: StudyConfig, runs: pd.DataFrame) -> list[Claim]:
+    """Pruning against a twin that was never large, and hosts against removal at random."""
+    found = []
+    hosts = [host for host in dict.fromkeys(pruned_runs(runs)["pruner"]) if host != WEIGHTS]
+    twins, random = {}, {}
+    for ratio in sorted(set(runs.loc[runs["pruner"] == TWIN, "target_macs_ratio"])):
+        twin = values_by_seed(runs, TWIN, ratio, "none", "top1")
+        for host in hosts:
+            difference = (values_by_seed(runs, host, ratio, "none", "top1") - twin).dropna()
+            if len(difference):
+                twins[(host, ratio)] = difference
+    for (host, ratio), group in pruned_runs(runs).groupby(CELL, sort=False):
+        control = values_by_seed(runs, "random", ratio, "none", "top1")
+        difference = (values_by_seed(group, host, ratio, "none", "top1") - control).dropna()
+        if len(difference) and host not in ("random", WEIGHTS):
+            random[(host, ratio)] = difference
+    for table, sentence in (
+        (pd.DataFrame(twins), "Pruned models beat a dense twin of equal cost trained from scratch "
+         "for as long."),
+        (pd.DataFrame(random), "Hosts beat removal at random."),
+    ):  # fmt: skip
+        if table.size:
+            estimate = overall(table)
+            found.append(
+                Claim(
+                    topic="control",
+                    sentence=sentence,
+                    verdict=judge(estimate, study.small_effect),
+                    numbers=f"difference over {_extent(table)}: {points(estimate)}; "
+                    f"{_counted(table, study.small_effect)}",
+                )
+            )
+    return found
+
+
+def _family(estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    corrected = holm([e.p for e in estimates.values()])
+    return {
+        name: replace(e, p=p) for (name, e), p in zip(estimates.items(), corrected, strict=True)
+    }
+
+
+def _extent(table: pd.DataFrame) -> str:
+    part = complete_part(table)
+    text = f"{part.shape[1]} cells of host and budget"
+    more = table.shape[1] - part.shape[1]
+    return text + (f" ({more} more have other seeds)" if more else "")
+
+
+def _counted(table: pd.DataFrame, useful: float) -> str:
+    verdicts = [judge(estimate, useful) for estimate in by_host(table).values()]
+    return (
+        f"host by host (Holm) supported in {verdicts.count(SUPPORTED)}, not supported in "
+        f"{verdicts.count(REFUTED)}, undecided in {verdicts.count(UNDECIDED)}"
+    )
+
+
+def _p(estimate: Estimate) -> str:
+    if math.isnan(estimate.p):
+        return "-"
+    return "< 0.0001" if estimate.p < 1e-4 else f"{estimate.p:.4f}"

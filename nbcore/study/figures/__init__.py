@@ -1,0 +1,112 @@
+"""Figures of a study, drawn from its tables alone; the same tables give the same bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from nbcore.study.claims import best_mitigation, mitigations_of
+from nbcore.study.figures.accuracy import draw_accuracy
+from nbcore.study.figures.burden import draw_burden
+from nbcore.study.figures.forest import draw_recovered, draw_relief
+from nbcore.study.figures.load import draw_load
+from nbcore.study.figures.style import (
+    BLACK,
+    FAINT,
+    GREY,
+    HOSTS,
+    MARKERS,
+    PALETTE,
+    STYLE,
+    host_name,
+    host_style,
+    main_mitigations,
+    ordered_hosts,
+    shared_legend,
+    spoken,
+)
+from nbcore.study.grid import DENSE_PLUS, TWIN, WEIGHTS, StudyConfig
+from nbcore.study.statistics import (
+    CELL,
+    Estimate,
+    complete_part,
+    damage_correlation,
+    differences_in_differences,
+    gains,
+    mean_over_seeds,
+    overall,
+    pruned_runs,
+    pruning_loss,
+    ratio_of_means,
+    recovered,
+    run_damage,
+    site_correlation,
+    site_damage,
+    values_by_seed,
+)
+from nbcore.study.verdicts import number
+
+Frames = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
+
+
+def draw_figures(study: StudyConfig, frames: Frames, folder: Path) -> dict[str, str]:
+    """Draw what the tables allow.
+
+    Returns:
+        Captions by file name, in the order of the report.
+    """
+    runs, sites, history = frames
+    best = best_mitigation(study, runs)
+    drawings: dict[str, tuple[Callable[[], Figure | None], str]] = {
+        "accuracy.png": (
+            lambda: draw_accuracy(study, runs, best),
+            "Test accuracy against cost for each host; the dense model trained on as long is the "
+            "dashed line, the small twin the open squares. Means and 95 % intervals over seeds.",
+        ),
+        "recovered.png": (
+            lambda: draw_recovered(study, runs),
+            "Share of the pruning loss that each mitigation brings back: 0 nothing, 100 % the "
+            "accuracy of the dense model trained on. Small: hosts; black: all hosts together, with "
+            "Fieller's 95 % interval.",
+        ),
+        "difference_in_differences.png": (
+            lambda: draw_relief(study, runs),
+            "What a mitigation adds to pruned models beyond what it adds to the dense one. Right "
+            "of zero it relieves pruning; at zero it helps or harms every model alike. Small: "
+            "hosts; black: all hosts together.",
+        ),
+        "burden.png": (
+            lambda: draw_burden(runs, sites),
+            "Excess burden (B / B₀ over the ratio of the dense model trained on) of unmitigated "
+            "arms against damage: loss increase of a run, and residual of a site's block.",
+        ),
+        "load.png": (
+            lambda: draw_load(study, runs, history, best),
+            "Load during training at the smallest budget, mean over sites and seeds with the range "
+            "of seeds: by host without mitigation, and by mitigation.",
+        ),
+    }
+    captions = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    with rc_context(STYLE):
+        for name, (draw, caption) in drawings.items():
+            figure = draw()
+            if figure is None:
+                (folder / name).unlink(missing_ok=True)
+                continue
+            # Without the library's version, which would make the bytes depend on it.
+            FigureCanvasAgg(figure).print_figure(
+                folder / name, dpi=200, metadata={"Software": None}
+            )
+            captions[name] = caption
+    return captions

@@ -1,0 +1,487 @@
+"""Which runs make up a study, and in which order.
+
+A study is a list of waves. A wave runs its blocks seed by seed, so that whatever the time allows,
+what is finished is a balanced study: all arms of one seed before the next seed, the most important
+block first, all mitigations of a host and budget side by side. What an arm needs stands before it:
+the dense model of its seed, from which it forks, and the same model trained on (`dense_plus`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from nbcore.config import DataConfig, ModelConfig, PruneConfig, TrainConfig
+from nbcore.recipes import AVERAGED, RECIPES
+from nbcore.registry import Registry
+
+DENSE, DENSE_PLUS, TWIN = "dense", "dense_plus", "twin"
+"""Not pruned: the fork, the fork trained on as long as the arms, a small model from scratch."""
+UNPRUNED = (DENSE, DENSE_PLUS, TWIN)
+WEIGHTS = "weights"
+"""The unstructured host; its budget is the share of block weights kept."""
+NEEDS_REMOVAL = frozenset({"persistent_dynamic", "handoff", "burden_quota"})
+"""Mitigations that act only when units leave: without pruning they change no bit of a training."""
+PUBLISHED = ("token_merging", "persistent_dynamic")
+
+HOSTS = ("taylor", "s2vite", "magnitude", "movement", "wdpruning", "vit_slim", "random")
+PAPER = ("none", "token_merging", "persistent_dynamic", "published")
+ALL = (
+    *PAPER,
+    "handoff",
+    "distillation",
+    "handoff+distillation",
+    "reconstruction",
+    "handoff+reconstruction+distillation",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One run of a study."""
+
+    pruner: str
+    """Host, or "dense", "dense_plus", "twin"."""
+    mitigation: str
+    """Name as in `create_mitigation`, or "published"."""
+    target_macs_ratio: float
+    """Budget; 1 for what is not pruned, the share of weights kept for the host `weights`."""
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Says everything: taylor-0.3-handoff-seed1."""
+        return f"{self.pruner}-{self.target_macs_ratio:g}-{self.mitigation}-seed{self.seed}"
+
+    def columns(self) -> dict[str, str]:
+        """What names the run in every table."""
+        return {
+            "pruner": self.pruner,
+            "mitigation": self.mitigation,
+            "target_macs_ratio": f"{self.target_macs_ratio:g}",
+            "seed": str(self.seed),
+        }
+
+    @staticmethod
+    def from_columns(row: Mapping[str, str]) -> Arm:
+        """The run that a row of a table tells of."""
+        return Arm(
+            pruner=row["pruner"],
+            mitigation=row["mitigation"],
+            target_macs_ratio=float(row["target_macs_ratio"]),
+            seed=int(row["seed"]),
+        )
+
+    def needs(self) -> tuple[Arm, ...]:
+        """Arms whose results this one reads."""
+        if self.pruner in (DENSE, TWIN):
+            return ()
+        dense, plus = references(self.seed)
+        return (dense,) if self.pruner == DENSE_PLUS else (dense, plus)
+
+
+def references(seed: int) -> tuple[Arm, Arm]:
+    """The dense fork of a seed and the same model trained on."""
+    dense = Arm(pruner=DENSE, mitigation="none", target_macs_ratio=1.0, seed=seed)
+    return dense, replace(dense, pruner=DENSE_PLUS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Hosts x mitigations x budgets that answer one question together."""
+
+    hosts: tuple[str, ...]
+    mitigations: tuple[str, ...]
+    ratios: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wave:
+    """Blocks that are run seed by seed, in this order."""
+
+    seeds: tuple[int, ...]
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """A study: what is trained and what is compared."""
+
+    name: str
+    data: DataConfig
+    model: ModelConfig
+    dense: TrainConfig
+    """Training of each seed's dense model."""
+    arm: TrainConfig
+    """Training of every arm from its seed's dense model, equal for all."""
+    fork: str = ""
+    """Folder of a trained dense variant from which the arms of all seeds fork; empty: each seed
+    trains its own dense model."""
+    prune: PruneConfig
+    """When removal happens; host, budget and mitigation are each arm's own."""
+    mitigation_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Options by mitigation, given to each arm that uses it."""
+    waves: tuple[Wave, ...]
+    choice_seeds: tuple[int, ...] = ()
+    """Seeds on whose validation split the best mitigation is chosen; it is confirmed on all
+    others. Empty: chosen on the validation split of all seeds."""
+    small_effect: float = 0.002
+    """Smallest difference in top-1 that would matter; an interval below it refutes a claim."""
+    data_options: Mapping[str, Any] = field(default_factory=dict)
+    """What only this data set takes, such as `n_train` of `shapes`."""
+    measure_images: int = 2048
+    """Test photos on which the burden is measured."""
+    calibration_images: int = 2048
+    """Training photos from which mean contributions are taken."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the report: how settings were tuned, what was left out and why."""
+    command: str = ""
+    """How to run it, for the report."""
+
+    def arms(self, seeds: Sequence[int] | None = None) -> tuple[Arm, ...]:
+        """All runs in order, each once.
+
+        Args:
+            seeds: Only these; None means all.
+        """
+        listed = {
+            arm: None
+            for wave in self.waves
+            for seed in wave.seeds
+            if seeds is None or seed in seeds
+            for arm in (*references(seed), *_arms_of(wave.blocks, seed))
+        }
+        return tuple(listed)
+
+    def prune_config(self, arm: Arm) -> PruneConfig:
+        """How an arm is pruned."""
+        return replace(
+            self.prune,
+            pruner=arm.pruner,
+            macs_ratio=arm.target_macs_ratio,
+            mitigation="+".join(parts_of(arm.mitigation)),
+            mitigation_options=self.options_of(arm.mitigation),
+        )
+
+    def options_of(self, mitigation: str) -> dict[str, Mapping[str, Any]]:
+        """Options of the parts of a mitigation."""
+        parts = parts_of(mitigation)
+        return {
+            name: self.mitigation_options[name] for name in parts if name in self.mitigation_options
+        }
+
+    def fingerprint(self, arm: Arm) -> str:
+        """Eight hex digits that depend on everything that decides an arm's result but the code."""
+        decides: dict[str, Any] = {
+            "arm": asdict(arm),
+            "data": [asdict(self.data), dict(self.data_options)],
+            "model": asdict(self.model),
+            "dense": self.fork or asdict(self.dense),
+            "measured_on": [self.measure_images, self.calibration_images],
+        }
+        if arm.pruner != DENSE:
+            decides["train"] = asdict(self.arm)
+            decides["options"] = self.options_of(arm.mitigation)
+        if arm.pruner not in UNPRUNED:
+            decides["prune"] = asdict(self.prune_config(arm))
+        text = json.dumps(decides, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _arms_of(blocks: Sequence[Block], seed: int) -> Iterator[Arm]:
+    for block in blocks:
+        for ratio in block.ratios:
+            for host in block.hosts:
+                for mitigation in block.mitigations:
+                    if host == DENSE_PLUS:
+                        mitigation = acting_without_removal(mitigation)
+                    yield Arm(
+                        pruner=host, mitigation=mitigation, target_macs_ratio=ratio, seed=seed
+                    )
+
+
+def parts_of(mitigation: str) -> tuple[str, ...]:
+    """The mitigations of a composition; "published" is taken apart."""
+    parts = mitigation.split("+")
+    return tuple(p for part in parts for p in (PUBLISHED if part == "published" else (part,)))
+
+
+def acting_without_removal(mitigation: str) -> str:
+    """What is left of a mitigation when nothing is pruned: the dense control it is held against."""
+    acting = [part for part in parts_of(mitigation) if part not in NEEDS_REMOVAL]
+    return "+".join(acting) or "none"
+
+
+STUDIES: Registry[Callable[[], StudyConfig]] = Registry("study")
+
+
+def _control(mitigations: tuple[str, ...]) -> Block:
+    """The dense model trained on, with each mitigation."""
+    return Block(hosts=(DENSE_PLUS,), mitigations=mitigations, ratios=(1.0,))
+
+
+def _twins(ratios: tuple[float, ...]) -> Block:
+    return Block(hosts=(TWIN,), mitigations=("none",), ratios=ratios)
+
+
+TUNED: dict[str, dict[str, dict[str, Any]]] = {
+    "low": {
+        "token_merging": {"block": 1, "r": 0.125},
+        "persistent_dynamic": {"fade": 18, "margin": 0.0},
+        "handoff": {"ridge": 1e-3},
+        "distillation": {"weight": 0.5},
+        "reconstruction": {"weight": 0.5},
+    },
+    "mid": {
+        "token_merging": {"block": 1, "r": 0.25},
+        "persistent_dynamic": {"fade": 18, "margin": 0.2},
+        "handoff": {"ridge": 1e-2},
+        "distillation": {"weight": 1.0},
+        "reconstruction": {"weight": 1.5},
+    },
+    "high": {
+        "token_merging": {"block": 1, "r": 0.375},
+        "persistent_dynamic": {"fade": 18, "margin": 0.5},
+        "handoff": {"ridge": 1e-1},
+        "distillation": {"weight": 2.0},
+        "reconstruction": {"weight": 4.0},
+    },
+}
+"""What each mitigation was tried with, three settings for each: `r` as a share of the tokens."""
+CHOSEN = {
+    "token_merging": "mid",
+    "persistent_dynamic": "mid",
+    "handoff": "mid",
+    "distillation": "mid",
+    "reconstruction": "mid",
+}
+"""The setting with the smallest validation loss in the studies `cifar10-tuning-*`."""
+
+
+def _options(chosen: Mapping[str, str], num_patches: int) -> dict[str, dict[str, Any]]:
+    """Options by mitigation, the merged tokens counted."""
+    options = {name: dict(TUNED[setting][name]) for name, setting in chosen.items()}
+    options["token_merging"]["r"] = round(options["token_merging"]["r"] * num_patches)
+    return options
+
+
+def _four_layer(
+    name: str,
+    dataset: str,
+    epochs: tuple[int, int],
+    waves: tuple[Wave, ...],
+    chosen: Mapping[str, str] = CHOSEN,
+) -> StudyConfig:
+    """Dense and arms for `epochs`, in batches of 1024: smaller ones leave a large GPU idle."""
+    dense = RECIPES[f"{dataset}-four-layer"]()[0]
+    side = dense.data.img_size
+    num_patches = (side // dense.model.kwargs["patch_size"]) ** 2
+    train = replace(
+        dense.train,
+        epochs=((side, epochs[0]),),
+        batch_size=1024,
+        lr=2e-3,
+        warmup_epochs=3,
+        ema_decay=0.998,
+        record_every=100,
+    )
+    arm = replace(
+        train, epochs=((side, epochs[1]),), lr=1e-3, warmup_epochs=0.5, ema_decay=0.99,
+        record_every=20,
+    )  # fmt: skip
+    return StudyConfig(
+        name=name,
+        data=dense.data,
+        model=dense.model,
+        dense=train,
+        arm=arm,
+        prune=PruneConfig(pruner="taylor", macs_ratio=0.5, updates=12),
+        mitigation_options=_options(chosen, num_patches),
+        waves=waves,
+        choice_seeds=(0, 1),
+        command=f"python -m nbcore study {name} --data DIR",
+    )
+
+
+CORE = (
+    Block(hosts=("taylor", "s2vite"), mitigations=ALL, ratios=(0.1, 0.3)),
+    Block(hosts=(WEIGHTS,), mitigations=PAPER, ratios=(0.05, 0.02, 0.2)),
+    _control(ALL),
+    _twins((0.3, 0.1)),
+)
+"""The paper's setting with a structured host that removes, one that grows back, and its own."""
+
+
+@STUDIES.register("cifar10-four-layer")
+def cifar10_four_layer() -> StudyConfig:
+    """A four-layer ViT on CIFAR-10, the setting of arXiv:2407.16716: eight hosts, nine mitigations.
+
+    Command: python -m nbcore study cifar10-four-layer --data DIR
+    Time: not measured yet.
+    Expected: unknown; that is what it is for.
+    """
+    others = [
+        Wave(
+            seeds=(0, 1, 2),
+            blocks=(Block(hosts=(host,), mitigations=ALL, ratios=(0.1, 0.3)),),
+        )
+        for host in ("magnitude", "movement", "wdpruning", "vit_slim", "random")
+    ]
+    waves = (Wave(seeds=(0, 1, 2, 3, 4), blocks=CORE), *others)
+    return _four_layer("cifar10-four-layer", "cifar10", (60, 8), waves)
+
+
+def _tuning(setting: str) -> StudyConfig:
+    """Every mitigation at one of three settings, on a seed of its own; read on validation only."""
+    waves = (
+        Wave(
+            seeds=(100,),
+            blocks=(
+                Block(
+                    hosts=("taylor", "s2vite"),
+                    mitigations=("none", *TUNED[setting]),
+                    ratios=(0.1,),
+                ),
+            ),
+        ),
+    )
+    chosen = dict.fromkeys(TUNED[setting], setting)
+    return _four_layer(f"cifar10-tuning-{setting}", "cifar10", (60, 8), waves, chosen)
+
+
+@STUDIES.register("cifar10-tuning-low")
+def cifar10_tuning_low() -> StudyConfig:
+    """Mitigations at the lowest of their three settings, to choose on validation photos.
+
+    Command: python -m nbcore study cifar10-tuning-low --data DIR
+    """
+    return _tuning("low")
+
+
+@STUDIES.register("cifar10-tuning-mid")
+def cifar10_tuning_mid() -> StudyConfig:
+    """Mitigations at the middle one of their three settings, to choose on validation photos.
+
+    Command: python -m nbcore study cifar10-tuning-mid --data DIR
+    """
+    return _tuning("mid")
+
+
+@STUDIES.register("cifar10-tuning-high")
+def cifar10_tuning_high() -> StudyConfig:
+    """Mitigations at the highest of their three settings, to choose on validation photos.
+
+    Command: python -m nbcore study cifar10-tuning-high --data DIR
+    """
+    return _tuning("high")
+
+
+@STUDIES.register("mnist-four-layer")
+def mnist_four_layer() -> StudyConfig:
+    """A four-layer ViT on MNIST, the setting of arXiv:2407.16716: three hosts, nine mitigations.
+
+    Command: python -m nbcore study mnist-four-layer --data DIR
+    Time: not measured yet.
+    Expected: unknown; differences will be small, as MNIST is nearly solved at every budget.
+    """
+    waves = (Wave(seeds=(0, 1, 2, 3, 4), blocks=CORE),)
+    return _four_layer("mnist-four-layer", "mnist", (15, 4), waves)
+
+
+@STUDIES.register("imagenette-vit-tiny")
+def imagenette_vit_tiny() -> StudyConfig:
+    """ViT-Tiny with a convolutional stem on Imagenette: four hosts, five mitigations.
+
+    All seeds fork from the shipped dense variant, which is too dear to train for each: seeds differ
+    in data order, augmentation and what the host draws.
+
+    Command: python -m nbcore study imagenette-vit-tiny --data DIR
+    Time: not measured yet.
+    Expected: unknown; it tests whether what won on CIFAR-10 wins on photos.
+    """
+    dense, first, *_ = RECIPES["imagenette-vit-tiny"]()
+    best = "handoff+reconstruction"
+    mitigations = ("none", "published", best, "distillation", f"{best}+distillation")
+    core = (
+        Block(hosts=("taylor", "s2vite", "magnitude"), mitigations=mitigations, ratios=(0.25,)),
+        _control(mitigations),
+    )
+    half = (Block(hosts=("taylor",), mitigations=mitigations, ratios=(0.5,)),)
+    more = (Block(hosts=("movement",), mitigations=mitigations, ratios=(0.25,)),)
+    return StudyConfig(
+        name="imagenette-vit-tiny",
+        data=dense.data,
+        model=dense.model,
+        dense=dense.train,
+        fork=f"checkpoints/{dense.id}",
+        arm=replace(
+            first.train,
+            epochs=((224, 12),),
+            batch_size=512,
+            warmup_epochs=0.5,
+            ema_decay=0.99,
+            record_every=20,
+        ),
+        prune=PruneConfig(pruner="taylor", macs_ratio=0.5, updates=10),
+        mitigation_options=_options(CHOSEN, 196) | {"token_merging": {"block": 4, "r": 64}},
+        waves=(
+            Wave(seeds=(0, 1, 2), blocks=core),
+            Wave(seeds=(0, 1, 2), blocks=half),
+            Wave(seeds=(0, 1, 2), blocks=more),
+        ),
+        measure_images=1024,
+        calibration_images=1024,
+        command="python -m nbcore study imagenette-vit-tiny --data DIR",
+    )
+
+
+@STUDIES.register("cifar10-smoke")
+def cifar10_smoke() -> StudyConfig:
+    """The whole road of a study in little, on drawn shapes in place of CIFAR-10's photos.
+
+    Command: python -m nbcore study cifar10-smoke --out DIR
+    Time: under 2 minutes on 2 CPU cores, report included.
+    Expected: every table, figure and sentence of a study; far too small to decide any claim.
+    """
+    train = TrainConfig(
+        epochs=((32, 2),),
+        batch_size=64,
+        lr=3e-3,
+        warmup_epochs=0.5,
+        mixup=0.0,
+        cutmix=0.0,
+        smoothing=0.0,
+        crop_scale=(0.7, 1.0),
+        jitter=0.1,
+        ema_decay=0.9,
+    )
+    blocks = (
+        Block(
+            hosts=("taylor", "magnitude"),
+            mitigations=("none", "token_merging", "handoff"),
+            ratios=(0.5,),
+        ),
+        _control(("none", "token_merging", "handoff")),
+        _twins((0.5,)),
+    )
+    return StudyConfig(
+        name="cifar10-smoke",
+        data=DataConfig(dataset="shapes", img_size=32, validation_share=0.2),
+        data_options={"n_train": 640, "n_test": 192},
+        model=ModelConfig(
+            name="vit_tiny_patch16_224",
+            kwargs=AVERAGED | {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4},
+            stem="conv",
+        ),
+        dense=replace(train, epochs=((32, 5),)),
+        arm=replace(train, lr=1e-3),
+        prune=PruneConfig(pruner="taylor", macs_ratio=0.5, updates=4),
+        mitigation_options={"token_merging": {"block": 1, "r": 4}},
+        waves=(Wave(seeds=(0, 1, 2), blocks=blocks),),
+        measure_images=96,
+        calibration_images=96,
+        command="python -m nbcore study cifar10-smoke --out DIR",
+    )

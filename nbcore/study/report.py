@@ -1,0 +1,315 @@
+"""The written report of a study: `summary.csv`, figures and `README.md`, from the tables alone.
+
+The same tables and the same grid give the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from nbcore.checkpoint import write_atomically
+from nbcore.study.claims import REFUTED, SUPPORTED, UNDECIDED, Claim, all_claims
+from nbcore.study.figures import draw_figures
+from nbcore.study.grid import (
+    DENSE,
+    DENSE_PLUS,
+    TWIN,
+    Arm,
+    StudyConfig,
+    acting_without_removal,
+)
+from nbcore.study.statistics import MIN_SEEDS
+from nbcore.study.summary import summarise
+from nbcore.study.tables import FAILURE_COLUMNS, Table, read_frames
+from nbcore.study.verdicts import REFUTED, SUPPORTED, UNDECIDED, Claim
+
+TOPICS = {
+    "burden": "Does neural burden exist?",
+    "published": "Does the published pair help?",
+    "best": "What does the best mitigation reach?",
+    "gain": "Which mitigations help pruned models?",
+    "relief": "Do they relieve pruning, or help any model?",
+    "control": "Controls",
+}
+SIGNS = {SUPPORTED: "**supported**", REFUTED: "**not supported**", UNDECIDED: "undecided"}
+
+
+def write_report(study: StudyConfig, out: Path) -> Path:
+    """Make summary, figures and report of a study anew.
+
+    Args:
+        study: Its grid tells what was meant to be run.
+        out: Folder of the tables.
+
+    Returns:
+        The README.
+
+    Raises:
+        ValueError: If no run is finished.
+    """
+    runs, sites, history = read_frames(out)
+    if runs.empty:
+        raise ValueError(f"no finished run in {out / 'runs.csv'}; run `{study.command}` first")
+    runs = in_grid_order(study, runs)
+    summary = summarise(runs)
+    csv = summary.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    write_atomically(out / "summary.csv", csv)
+    captions = draw_figures(study, (runs, sites, history), out / "figures")
+    claims = all_claims(study, runs, sites)
+    failures = Table(out / "failures.csv", FAILURE_COLUMNS).read()
+    lines = [
+        *_opening(study, runs),
+        *_claims(claims),
+        *_figures(captions),
+        *_table(summary),
+        *_account(study, runs, failures),
+        *_method(study),
+    ]
+    write_atomically(out / "README.md", "\n".join(lines) + "\n")
+    return out / "README.md"
+
+
+def in_grid_order(study: StudyConfig, runs: pd.DataFrame) -> pd.DataFrame:
+    """Rows in the order of the grid, whatever order they were finished in; rows that the grid no
+    longer has come last."""
+    place = {arm: position for position, arm in enumerate(study.arms())}
+    arms = [Arm.from_columns(row) for row in runs.to_dict("records")]
+    order = sorted(range(len(arms)), key=lambda i: (place.get(arms[i], len(place)), arms[i].key))
+    return runs.iloc[order].reset_index(drop=True)
+
+
+def _opening(study: StudyConfig, runs: pd.DataFrame) -> Iterator[str]:
+    pruned = runs[~runs["pruner"].isin([DENSE, DENSE_PLUS, TWIN])]
+    hours = runs["seconds"].sum() / 3600
+    yield f"# Study `{study.name}`"
+    yield ""
+    yield (
+        "Written by `python -m nbcore study "
+        f"{study.name} --report` from `runs.csv`, `sites.csv` and `history.csv`; do not edit."
+    )
+    yield ""
+    yield f"- Command: `{study.command}`"
+    yield (
+        f"- Data: {study.data.dataset}, {study.data.img_size} px; "
+        f"{100 * study.data.validation_share:g} % of the training set is the validation split, on which choices are made; the test set is "
+        "for reporting."
+    )
+    yield (
+        f"- Model: `{study.model.name}` with {dict(study.model.kwargs)}, stem "
+        f"`{study.model.stem}`, from random initialisation."
+    )
+    yield (
+        f"- Training: {study.dense.total_epochs} epochs for the dense model of a seed, from which "
+        f"all its arms fork, then {study.arm.total_epochs} epochs for every arm; a twin trains for "
+        f"{study.dense.total_epochs + study.arm.total_epochs} from scratch."
+    )
+    yield (
+        f"- Runs: {len(runs)} finished, {len(pruned)} of them pruned: "
+        f"{pruned['pruner'].nunique()} hosts, {pruned['mitigation'].nunique()} mitigations, seeds "
+        f"{_listed(sorted(set(runs['seed'])))}; {hours:.1f} hours of training and measuring, "
+        "several runs at a time."
+    )
+    yield f"- Devices: {_listed(sorted(set(runs['device'])))}."
+    yield f"- Commits: {_listed(sorted(set(runs['commit'])))}."
+    yield from _accuracies(runs)
+    for note in study.notes:
+        yield f"- {note}"
+    yield ""
+
+
+def _accuracies(runs: pd.DataFrame) -> Iterator[str]:
+    for pruner, text in ((DENSE, "Dense models"), (DENSE_PLUS, "Dense models trained on")):
+        own = runs[(runs["pruner"] == pruner) & (runs["mitigation"] == "none")]["top1"]
+        if len(own):
+            yield (
+                f"- {text}: test top-1 {100 * own.mean():.2f} % (from {100 * own.min():.2f} to "
+                f"{100 * own.max():.2f} over {len(own)} seeds)."
+            )
+
+
+def _claims(claims: Sequence[Claim]) -> Iterator[str]:
+    count = {v: sum(c.verdict == v for c in claims) for v in SIGNS}
+    yield "## Claims"
+    yield ""
+    yield (
+        f"{len(claims)} claims were tested: {count[SUPPORTED]} supported, {count[REFUTED]} not "
+        f"supported, {count[UNDECIDED]} undecided. *Supported*: the 95 % interval excludes zero in "
+        "the claimed direction (after Holm's correction where a claim is tested several times). "
+        "*Not supported*: the interval excludes every useful effect in that direction. "
+        f"*Undecided*: neither, or fewer than {MIN_SEEDS} seeds."
+    )
+    for topic, title in TOPICS.items():
+        own = [claim for claim in claims if claim.topic == topic]
+        if not own:
+            continue
+        yield ""
+        yield f"### {title}"
+        yield ""
+        yield "| claim | verdict | numbers |"
+        yield "|---|---|---|"
+        for claim in own:
+            yield f"| {claim.sentence} | {SIGNS[claim.verdict]} | {claim.numbers} |"
+    yield ""
+
+
+def _figures(captions: dict[str, str]) -> Iterator[str]:
+    yield "## Figures"
+    for name, caption in captions.items():
+        yield ""
+        yield f"![{name.removesuffix('.png').replace('_', ' ')}](figures/{name})"
+        yield ""
+        yield f"*{caption}*"
+    yield ""
+
+
+def _table(summary: pd.DataFrame) -> Iterator[str]:
+    yield "## All arms"
+    yield ""
+    yield (
+        "Test top-1 in %, mean and 95 % interval over seeds; gain over the same host and budget "
+        "without mitigation, paired by seed; recovered share of what pruning costs; difference in "
+        "differences (DiD), what is gained beyond the gain of the dense model; burden B, its null "
+        "B₀ and the ratio of the dense model trained on. Everything else is in `summary.csv`."
+    )
+    yield ""
+    yield (
+        "| host | budget | MACs | mitigation | seeds | top-1 | gain | recovered | DiD | B | B₀ | "
+        "dense+ |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|---|---|---|"
+    for row in summary.to_dict("records"):
+        cells = [
+            f"`{row['pruner']}`",
+            f"{row['target_macs_ratio']:g}",
+            f"{row['macs_ratio']:.3f}",
+            f"`{row['mitigation']}`",
+            str(row["seeds"]),
+            _interval(row, "top1", 100, "{:.2f}"),
+            _interval(row, "gain", 100, "{:+.2f}"),
+            _interval(row, "recovered", 100, "{:.0f} %"),
+            _interval(row, "did", 100, "{:+.2f}"),
+            *(_value(row[name]) for name in ("burden", "burden_null", "burden_dense_plus")),
+        ]
+        yield "| " + " | ".join(cells) + " |"
+    yield ""
+    spread = _uneven_costs(summary)
+    yield f"Within a host and budget, MACs differ by at most {100 * spread:.2f} % of the dense model's."
+    yield ""
+    skipped = [m for m in dict.fromkeys(summary["mitigation"]) if acting_without_removal(m) != m]
+    if skipped:
+        yield (
+            "Some parts of mitigations act only when units leave and change no bit of a dense "
+            "training, so the dense control of these is that of what is left of them, and was not "
+            "run again: "
+            + "; ".join(f"`{m}` → `{acting_without_removal(m)}`" for m in skipped)
+            + "."
+        )
+        yield ""
+
+
+def _uneven_costs(summary: pd.DataFrame) -> float:
+    """Largest difference of MACs between arms that are compared as equal, as a share of dense."""
+    pruned = summary[~summary["pruner"].isin([DENSE, DENSE_PLUS, TWIN, WEIGHTS])]
+    cells = pruned.groupby(["pruner", "target_macs_ratio"])["macs_ratio"]
+    return float((cells.max() - cells.min()).max()) if len(pruned) else 0.0
+
+
+def _interval(row: dict, name: str, scale: float, form: str) -> str:
+    mean, low, high = (scale * row[key] for key in (name, f"{name}_low", f"{name}_high"))
+    if math.isnan(mean):
+        return ""
+    if math.isnan(low):
+        return form.format(mean)
+    plain = form.removesuffix(" %")
+    return f"{form.format(mean)} [{plain.format(low)}, {plain.format(high)}]"
+
+
+def _value(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.2f}"
+
+
+def _account(study: StudyConfig, runs: pd.DataFrame, failures: Sequence[dict]) -> Iterator[str]:
+    """Every run of the grid: done, failed or not run."""
+    arms = study.arms()
+    done = {Arm.from_columns(row) for row in runs.to_dict("records")}
+    failed = {Arm.from_columns(row): row["error"] for row in failures}
+    missing = [arm for arm in arms if arm not in done and arm not in failed]
+    yield "## What was run, and what was not"
+    yield ""
+    yield (
+        f"The grid has {len(arms)} runs: {sum(arm in done for arm in arms)} are in the tables, "
+        f"{sum(arm in failed and arm not in done for arm in arms)} failed, {len(missing)} were not "
+        "run."
+    )
+    strangers = [arm for arm in done if arm not in set(arms)]
+    if strangers:
+        yield ""
+        yield f"{len(strangers)} runs in the tables are no longer in the grid."
+    changed = [
+        arm.key
+        for arm, config in zip(
+            (Arm.from_columns(row) for row in runs.to_dict("records")), runs["config"], strict=True
+        )
+        if study.fingerprint(arm) != config
+    ]
+    if changed:
+        yield ""
+        yield (
+            f"{len(changed)} runs were made with other settings than the grid has now (such as "
+            f"`{changed[0]}`); what is said of settings above holds for the grid."
+        )
+    if missing:
+        yield ""
+        yield "Not run:"
+        yield ""
+        yield from _grouped(missing)
+    if failed:
+        yield ""
+        yield "Failed:"
+        yield ""
+        for arm, error in failed.items():
+            if arm not in done:
+                yield f"- `{arm.key}`: {error}"
+    yield ""
+
+
+def _grouped(arms: Sequence[Arm]) -> Iterator[str]:
+    """Arms that differ in the seed alone in one line."""
+    seeds: dict[tuple[str, float, str], list[int]] = {}
+    for arm in arms:
+        seeds.setdefault((arm.pruner, arm.target_macs_ratio, arm.mitigation), []).append(arm.seed)
+    for (pruner, ratio, mitigation), own in seeds.items():
+        yield f"- `{pruner}` at {ratio:g}, `{mitigation}`: seeds {_listed(sorted(own))}"
+
+
+def _method(study: StudyConfig) -> Iterator[str]:
+    yield "## How to read it"
+    yield ""
+    choice = (
+        f"chosen by its gain on the validation split over the seeds {_listed(study.choice_seeds)} "
+        "and judged on the test photos of all other seeds"
+        if study.choice_seeds
+        else "chosen by its gain on the validation split and judged on the test photos"
+    )
+    yield (
+        "All arms of a seed fork from one dense model and see the same data in the same order for "
+        "the same number of steps; only differences within a seed are taken, and intervals are "
+        "those of Student's t over seeds (statsmodels), of ratios Fieller's. `budget` is the target "
+        "for MACs of the compact model over MACs of the dense one, token merging included in both; "
+        "MACs is what was reached. For the host `weights` the budget is the share of block weights "
+        "kept, its model is never compacted and no faster, its parameters are counted where they "
+        "are not zero, and burden is taken over all units. `dense_plus` is the dense model trained "
+        "on for as long as the arms, `twin` a dense model of the arms' cost trained from scratch "
+        f"for the whole time. The best mitigation was {choice}. An effect counts as useful from "
+        f"{100 * study.small_effect:g} points on. Means over several hosts and budgets use the "
+        "largest set of seeds and cells in which nothing is missing. Site values are averaged over "
+        "sites by removed MACs."
+    )
+
+
+def _listed(values: Sequence[object]) -> str:
+    return ", ".join(str(value) for value in values)
