@@ -285,6 +285,8 @@ def _four_layer(
         batch_size=1024,
         lr=2e-3,
         warmup_epochs=3,
+        mixup=0.0,
+        cutmix=0.0,
         ema_decay=0.998,
         record_every=100,
     )
@@ -331,7 +333,7 @@ def cifar10_four_layer() -> StudyConfig:
         for host in ("magnitude", "movement", "wdpruning", "vit_slim", "random")
     ]
     waves = (Wave(seeds=(0, 1, 2, 3, 4), blocks=CORE), *others)
-    return _four_layer("cifar10-four-layer", "cifar10", (60, 8), waves)
+    return _four_layer("cifar10-four-layer", "cifar10", (45, 8), waves)
 
 
 def _tuning(setting: str) -> StudyConfig:
@@ -349,7 +351,7 @@ def _tuning(setting: str) -> StudyConfig:
         ),
     )
     chosen = dict.fromkeys(TUNED[setting], setting)
-    return _four_layer(f"cifar10-tuning-{setting}", "cifar10", (60, 8), waves, chosen)
+    return _four_layer(f"cifar10-tuning-{setting}", "cifar10", (45, 8), waves, chosen)
 
 
 @STUDIES.register("cifar10-tuning-low")
@@ -470,13 +472,13 @@ def cifar10_smoke() -> StudyConfig:
     return StudyConfig(
         name="cifar10-smoke",
         data=DataConfig(dataset="shapes", img_size=32, validation_share=0.2),
-        data_options={"n_train": 640, "n_test": 192},
+        data_options={"n_train": 1536, "n_test": 192},
         model=ModelConfig(
             name="vit_tiny_patch16_224",
             kwargs=AVERAGED | {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4},
             stem="conv",
         ),
-        dense=replace(train, epochs=((32, 5),)),
+        dense=replace(train, epochs=((32, 16),)),
         arm=replace(train, lr=1e-3),
         prune=PruneConfig(pruner="taylor", macs_ratio=0.5, updates=4),
         mitigation_options={"token_merging": {"block": 1, "r": 4}},
