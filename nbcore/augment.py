@@ -5,6 +5,9 @@ All randomness comes from one generator, so a run can stop and go on with the sa
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
@@ -12,6 +15,8 @@ from torch import Generator, Tensor
 from nbcore.config import TrainConfig
 
 GREY = (0.299, 0.587, 0.114)
+LOG_ASPECT = 0.2877
+"""log(4/3): the widest aspect ratio of a crop."""
 
 
 def augment(images: Tensor, side: int, config: TrainConfig, generator: Generator) -> Tensor:
@@ -26,16 +31,52 @@ def augment(images: Tensor, side: int, config: TrainConfig, generator: Generator
     Returns:
         Single precision [B, 3, side, side] in [0, 1].
     """
-    x = random_resized_crop(
-        images.float().div_(255), side, config.crop_scale, config.flip, generator
-    )
+    draws = torch.rand(NUM_DRAWS, len(images), generator=generator, device=images.device)
+    plain = not config.three_augment
+    first = _compiled() if images.is_cuda else crop_and_colour
+    jitter = config.jitter if plain else 0.0
+    x = first(images, draws, side, config.crop_scale, config.flip, jitter)
     if config.three_augment:
         x = three_augment(x, generator)
-    if config.jitter > 0:
-        x = colour_jitter(x, config.jitter, generator)
+        if config.jitter > 0:
+            x = colour_jitter(x, config.jitter, draws[COLOUR])
     if config.erasing > 0:
         x = erase(x, config.erasing, generator)
     return x
+
+
+CROP, COLOUR = slice(0, 5), slice(5, 8)
+NUM_DRAWS = 8
+"""Uniform numbers for each image: five of a crop, three of its colours."""
+
+
+def crop_and_colour(
+    images: Tensor,
+    draws: Tensor,
+    side: int,
+    scale: tuple[float, float],
+    flip: bool,
+    jitter: float,
+) -> Tensor:
+    """A random resized crop with jittered colours: a function of its draws, so that it can be
+    compiled.
+
+    Args:
+        images: uint8 [B, 3, H, W].
+        draws: Uniform in 0..1 [8, B].
+        side: Side of the result.
+        scale: Smallest and largest share of the area.
+        flip: Whether to mirror half of the images.
+        jitter: Strength of colour changes, 0 for none.
+    """
+    x = random_resized_crop(images.float() / 255, side, scale, flip, draws[CROP])
+    return colour_jitter(x, jitter, draws[COLOUR]) if jitter > 0 else x
+
+
+@functools.cache
+def _compiled() -> Callable[..., Tensor]:
+    """`crop_and_colour` fused: it only moves memory, and each of its steps would move it again."""
+    return torch.compile(crop_and_colour, dynamic=False)
 
 
 def _uniform(batch: int, low: float, high: float, generator: Generator) -> Tensor:
@@ -43,7 +84,7 @@ def _uniform(batch: int, low: float, high: float, generator: Generator) -> Tenso
 
 
 def random_resized_crop(
-    images: Tensor, side: int, scale: tuple[float, float], flip: bool, generator: Generator
+    images: Tensor, side: int, scale: tuple[float, float], flip: bool, draws: Tensor
 ) -> Tensor:
     """Inception crops by bilinear sampling: area in `scale`, aspect ratio 3/4 to 4/3, half of them
     mirrored.
@@ -53,23 +94,17 @@ def random_resized_crop(
         side: Side of the result.
         scale: Smallest and largest share of the area.
         flip: Whether to mirror half of the images.
-        generator: On the device of the images.
+        draws: Uniform in 0..1 [5, B].
     """
-    batch = len(images)
-    area = _uniform(batch, *scale, generator).sqrt()
-    ratio = _uniform(batch, -0.2877, 0.2877, generator).exp().sqrt()
+    low, high = scale
+    area = (low + (high - low) * draws[0]).sqrt()
+    ratio = (LOG_ASPECT * (2 * draws[1] - 1)).exp().sqrt()
     width, height = (area * ratio).clamp(max=1.0), (area / ratio).clamp(max=1.0)
-    x = _uniform(batch, -1.0, 1.0, generator) * (1 - width)
-    y = _uniform(batch, -1.0, 1.0, generator) * (1 - height)
-    mirror = (
-        torch.where(_uniform(batch, 0.0, 1.0, generator) < 0.5, -1.0, 1.0)
-        if flip
-        else torch.ones_like(x)
-    )
-    theta = torch.zeros(batch, 2, 3, device=images.device)
-    theta[:, 0, 0], theta[:, 0, 2] = width * mirror, x
-    theta[:, 1, 1], theta[:, 1, 2] = height, y
-    grid = F.affine_grid(theta, [batch, 3, side, side], align_corners=False)
+    x, y = (2 * draws[2] - 1) * (1 - width), (2 * draws[3] - 1) * (1 - height)
+    mirror = torch.where(draws[4] < 0.5, -1.0, 1.0) if flip else torch.ones_like(x)
+    none = torch.zeros_like(x)
+    rows = [torch.stack([width * mirror, none, x], 1), torch.stack([none, height, y], 1)]
+    grid = F.affine_grid(torch.stack(rows, 1), [len(images), 3, side, side], align_corners=False)
     return F.grid_sample(
         images, grid, mode="bilinear", padding_mode="reflection", align_corners=False
     )
@@ -81,15 +116,16 @@ def _grey(images: Tensor) -> Tensor:
     return red * GREY[0] + green * GREY[1] + blue * GREY[2]
 
 
-def colour_jitter(images: Tensor, strength: float, generator: Generator) -> Tensor:
-    """Brightness, contrast and saturation factors drawn from [1 - strength, 1 + strength]."""
+def colour_jitter(images: Tensor, strength: float, draws: Tensor) -> Tensor:
+    """Brightness, contrast and saturation factors in [1 - strength, 1 + strength], from uniform
+    draws [3, B]."""
     low, high = max(0.0, 1 - strength), 1 + strength
-    factors = [_uniform(len(images), low, high, generator)[:, None, None, None] for _ in range(3)]
-    x = images * factors[0]
+    brightness, contrast, saturation = (low + (high - low) * draws)[..., None, None, None]
+    x = images * brightness
     mean = _grey(x).mean((2, 3), keepdim=True)
-    x = mean + (x - mean) * factors[1]
+    x = mean + (x - mean) * contrast
     grey = _grey(x)
-    return (grey + (x - grey) * factors[2]).clamp_(0, 1)
+    return (grey + (x - grey) * saturation).clamp(0, 1)
 
 
 def three_augment(images: Tensor, generator: Generator) -> Tensor:

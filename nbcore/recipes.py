@@ -137,7 +137,7 @@ def imagenette_vit_tiny() -> tuple[RunConfig, ...]:
             stem="conv",
         ),
         train=TrainConfig(
-            epochs=((128, 160), (160, 260), (224, 100)),
+            epochs=((128, 100), (160, 240), (224, 100)),
             batch_size=512,
             lr=1.2e-3,
             warmup_epochs=10,

@@ -23,7 +23,6 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.optim import param_groups_weight_decay
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from tqdm import tqdm
@@ -32,7 +31,7 @@ from nbcore.augment import augment, mix
 from nbcore.config import TeacherConfig
 from nbcore.data import Dataset
 from nbcore.evaluate import split_accuracy
-from nbcore.train import learning_rate, soft_targets, steps_per_epoch
+from nbcore.train import WeightAverage, learning_rate, soft_targets, steps_per_epoch
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +105,7 @@ def train_teacher(
     model.to(memory_format=torch.channels_last).train()
     groups = param_groups_weight_decay(model, train.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=train.lr, fused=device.type == "cuda")
-    ema = ModelEmaV3(model, decay=train.ema_decay, use_warmup=True, foreach=True)
+    ema = WeightAverage(model, decay=train.ema_decay, use_warmup=True)
     generator = torch.Generator(device).manual_seed(seed)
     mix_generator = torch.Generator().manual_seed(seed)
     if device.type == "cuda":
@@ -153,7 +152,7 @@ def train_teacher(
 def _save(
     path: Path,
     model: TeacherNet,
-    ema: ModelEmaV3,
+    ema: WeightAverage,
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
     mix_generator: torch.Generator,

@@ -150,6 +150,25 @@ class _State:
         self.history = json.loads(state["history"])
 
 
+class WeightAverage(ModelEmaV3):
+    """timm's average of weights, which looks its tensors up once instead of at every step."""
+
+    _floats: tuple[list[Tensor], list[Tensor]] | None = None
+    _others: tuple[tuple[Tensor, Tensor], ...] = ()
+
+    def apply_update_(self, model: nn.Module, decay: float) -> None:
+        if self._floats is None:
+            pairs = [
+                *zip(self.module.state_dict().values(), model.state_dict().values(), strict=True)
+            ]
+            floats = [pair for pair in pairs if pair[0].is_floating_point()]
+            self._floats = [mine for mine, _ in floats], [theirs for _, theirs in floats]
+            self._others = tuple(pair for pair in pairs if not pair[0].is_floating_point())
+        torch._foreach_lerp_(*self._floats, weight=1.0 - decay)
+        for mine, theirs in self._others:
+            mine.copy_(theirs)
+
+
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
     """Full batches of an epoch; a smaller set is one batch."""
     return max(1, num_images // batch_size)
@@ -272,8 +291,9 @@ def _new_state(
     optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=device.type == "cuda")
     ema = None
     if config.ema_decay:
-        ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True, foreach=True)
+        ema = WeightAverage(model, decay=config.ema_decay, use_warmup=True)
     if pruner is not None:
+        mitigation.check_host(pruner)
         if mitigation.regrows:
             pruner.allow_regrowth(mitigation.margin)
         model.set_keep(torch.ones(model.num_units, device=device))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from nbcore.config import Merge
 from nbcore.mitigation.teacher import Teacher
-from nbcore.pruning import PRUNERS, Quota
+from nbcore.pruning import PRUNERS, Pruner, Quota
+from nbcore.pruning.base import PrunerFactory
 from nbcore.registry import Registry
 from nbcore.vit import PrunableViT
 
@@ -48,16 +50,11 @@ class Mitigation:
     """Steps over which the gate of a returning unit opens; all parts of a composition know it."""
     margin = 0.0
     """By how much of its own size the score of a kept unit is raised when units may return."""
-    teacher: Teacher | None = None
-    """What the model in training is compared with; parts of a composition share it."""
     stands_for: tuple[str, ...] = ()
     """Names of the parts that a name is short for."""
 
-    def check_host(self, pruner: str) -> None:
-        """Refuse a host that this cannot be combined with.
-
-        Args:
-            pruner: A name from `nbcore.pruning.PRUNERS`.
+    def check_host(self, host: Pruner | PrunerFactory) -> None:
+        """Refuse a host that this cannot be combined with. Called before anything else.
 
         Raises:
             ValueError: With the reason and with what would work.
@@ -111,6 +108,25 @@ class Mitigation:
 MITIGATIONS: Registry[Callable[..., Mitigation]] = Registry("mitigation")
 
 
+class Taught(Mitigation):
+    """A mitigation that compares the model in training with a teacher."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self.teacher = teacher
+
+    def attach(self, model: PrunableViT, batches: Batches) -> None:
+        self.teacher.attach(model)
+
+    def after_step(self, step: int) -> None:
+        self.teacher.forget()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"teacher": self.teacher.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.teacher.load_state_dict(state["teacher"])
+
+
 class Composition(Mitigation):
     """Several mitigations, called in the order given.
 
@@ -125,14 +141,15 @@ class Composition(Mitigation):
         self.margin = max(part.margin for part in parts)
         for part in parts:
             part.fade_steps = self.fade_steps
-        taught = [part for part in parts if part.teacher and part.teacher.given is None]
-        shared = Teacher(with_blocks=any(p.teacher.with_blocks for p in taught if p.teacher))
-        for part in taught:
-            part.teacher = shared
+        taught = [p for p in parts if isinstance(p, Taught) and p.teacher.given is None]
+        if len(taught) > 1:
+            shared = Teacher(with_blocks=any(part.teacher.with_blocks for part in taught))
+            for part in taught:
+                part.teacher = shared
 
-    def check_host(self, pruner: str) -> None:
+    def check_host(self, host: Pruner | PrunerFactory) -> None:
         for part in self.parts:
-            part.check_host(pruner)
+            part.check_host(host)
 
     def quota(self) -> Quota | None:
         quotas = [quota for part in self.parts if (quota := part.quota()) is not None]
@@ -200,28 +217,39 @@ def create_mitigation(name: str, options: Mapping[str, Mapping[str, Any]]) -> Mi
             f"mitigation {name!r} got options for {sorted(unused)}, which it does not use; it "
             f"takes options for {', '.join(parts)}"
         )
-    built = [MITIGATIONS[part](**options.get(part, {})) for part in parts]
+    built = [_build(part, options.get(part, {})) for part in parts]
     return built[0] if len(built) == 1 else Composition(built)
 
 
-def needs_units(mitigation: str, pruner: str, reason: str) -> None:
+def _build(part: str, options: Mapping[str, Any]) -> Mitigation:
+    known = inspect.signature(MITIGATIONS[part]).parameters
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(
+            f"mitigation {part!r} has no option {unknown}; it takes {', '.join(known) or 'none'}"
+        )
+    return MITIGATIONS[part](**options)
+
+
+def needs_units(mitigation: str, host: Pruner | PrunerFactory, reason: str) -> None:
     """Refuse hosts that remove single weights and no units.
 
     Args:
         mitigation: Its name.
-        pruner: A name from `nbcore.pruning.PRUNERS`.
+        host: That it is to be combined with.
         reason: What the mitigation would then lack.
     """
-    if not PRUNERS[pruner].compacts:
+    if not host.compacts:
         fitting = ", ".join(name for name in PRUNERS if PRUNERS[name].compacts)
+        others = ", ".join(name for name in PRUNERS if not PRUNERS[name].compacts)
         raise ValueError(
-            f"mitigation {mitigation} cannot be combined with host {pruner}, which removes single "
-            f"weights and no units: {reason}; it works with {fitting}"
+            f"mitigation {mitigation} cannot be combined with a host that removes single weights "
+            f"and no units ({others}): {reason}; it works with {fitting}"
         )
 
 
 def check_combination(pruner: str, mitigation: str) -> None:
-    """Refuse a host and a mitigation that cannot be combined, before anything is built.
+    """Refuse a host and a mitigation that cannot be combined, by name, before anything is built.
 
     Args:
         pruner: A name from `nbcore.pruning.PRUNERS`.
@@ -230,5 +258,4 @@ def check_combination(pruner: str, mitigation: str) -> None:
     Raises:
         ValueError: With the reason and with what would work.
     """
-    for part in parts_of(mitigation):
-        MITIGATIONS[part]().check_host(pruner)
+    create_mitigation(mitigation, {}).check_host(PRUNERS[pruner])

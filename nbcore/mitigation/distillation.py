@@ -12,18 +12,15 @@ Source:
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nbcore.mitigation.base import MITIGATIONS, Batches, Mitigation, StepOutputs
+from nbcore.mitigation.base import MITIGATIONS, StepOutputs, Taught
 from nbcore.mitigation.teacher import Teacher
-from nbcore.vit import PrunableViT
 
 
 @MITIGATIONS.register("distillation")
-class Distillation(Mitigation):
+class Distillation(Taught):
     """Cross-entropy plus a pull of the logits towards those of a teacher."""
 
     def __init__(
@@ -41,25 +38,13 @@ class Distillation(Mitigation):
             raise ValueError(
                 f"distillation needs weight > 0 and temperature > 0, got {weight} and {temperature}"
             )
+        super().__init__(Teacher(teacher))
         self.weight = weight
         self.temperature = temperature
-        self.teacher = Teacher(teacher)
-
-    def attach(self, model: PrunableViT, batches: Batches) -> None:
-        self.teacher.attach(model)
 
     def loss_term(self, outputs: StepOutputs) -> Tensor:
         taught = self.teacher(outputs.images).logits
         return self.weight * softened_kl(outputs.logits, taught, self.temperature)
-
-    def after_step(self, step: int) -> None:
-        self.teacher.forget()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"teacher": self.teacher.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.teacher.load_state_dict(state["teacher"])
 
 
 def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

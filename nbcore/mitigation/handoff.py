@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from nbcore.mitigation.base import MITIGATIONS, Batches, Mitigation, needs_units
 from nbcore.mitigation.ledger import Ledger
+from nbcore.pruning import Pruner
+from nbcore.pruning.base import PrunerFactory
 from nbcore.vit import PrunableViT, Tokens
 
 
@@ -38,16 +40,20 @@ class Handoff(Mitigation):
             raise ValueError(f"handoff needs ridge > 0, got {ridge}")
         self.ridge = ridge
 
-    def check_host(self, pruner: str) -> None:
-        needs_units("handoff", pruner, "nothing leaves whose work could be given away")
+    def check_host(self, host: Pruner | PrunerFactory) -> None:
+        needs_units("handoff", host, "nothing leaves whose work could be given away")
 
     def attach(self, model: PrunableViT, batches: Batches) -> None:
         self.model = model
         self.batches = batches
-        self.layers = [_write_layer(model, site) for site in range(len(model.sites))]
-        self.ledgers = [Ledger(layer, fade_steps=self.fade_steps) for layer in self.layers]
+        layers = [_write_layer(model, site) for site in range(len(model.sites))]
+        self.ledgers = [Ledger(layer, fade_steps=self.fade_steps) for layer in layers]
+        self.has_paid = False
 
     def on_keep_changing(self, gate: Tensor | None) -> None:
+        # Gates have opened in this step already: debts have to be as far before masks change.
+        self._pay()
+        self.has_paid = True
         self.means, self.covariances = contribution_statistics(self.model, self.batches(), gate)
 
     @torch.no_grad()
@@ -66,6 +72,11 @@ class Handoff(Mitigation):
         ledger.settle(receivers)
 
     def after_step(self, step: int) -> None:
+        if not self.has_paid:
+            self._pay()
+        self.has_paid = False
+
+    def _pay(self) -> None:
         for ledger in self.ledgers:
             ledger.pay()
 

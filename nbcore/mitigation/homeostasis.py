@@ -20,6 +20,8 @@ from torch import Tensor
 from nbcore.burden import PooledLoads
 from nbcore.mitigation.base import MITIGATIONS, Batches, Mitigation, needs_units
 from nbcore.mitigation.loads import measure_loads
+from nbcore.pruning import Pruner
+from nbcore.pruning.base import PrunerFactory
 from nbcore.vit import PrunableViT, with_merge
 
 CLIP = (0.8, 1.25)
@@ -43,8 +45,8 @@ class Homeostasis(Mitigation):
         self.eta = eta
         self.every = every
 
-    def check_host(self, pruner: str) -> None:
-        needs_units("homeostasis", pruner, "there are no survivors to which load could shift")
+    def check_host(self, host: Pruner | PrunerFactory) -> None:
+        needs_units("homeostasis", host, "there are no survivors to which load could shift")
 
     def attach(self, model: PrunableViT, batches: Batches) -> None:
         self.model = model
@@ -62,7 +64,7 @@ class Homeostasis(Mitigation):
         for index, site in enumerate(self.model.sites):
             for parameter, dim, owner in self.model.unit_parameters(index):
                 if dim == 1:
-                    parameter *= factors[site.units][owner].to(parameter)
+                    parameter.mul_(factors[site.units][owner].to(parameter))
 
     def state_dict(self) -> dict[str, Any]:
         return {"set_points": self.set_points}

@@ -38,8 +38,8 @@ class _Debt:
     """What was written in them when they returned [D, p]."""
     gifts: Tensor
     """X: how much of them each column and the bias holds [p, n + 1]; zero where all was paid."""
-    age: int
-    """Steps since the return; the gate starts to open in the second."""
+    paid: int
+    """Parts that are paid; as many as the steps that the gate has opened."""
 
 
 class Ledger:
@@ -78,13 +78,18 @@ class Ledger:
 
     @torch.no_grad()
     def hand_back(self, regained: Tensor) -> None:
-        """Let columns that return have back what they gave, from the next `pay` on."""
+        """Let columns that return have back what they gave: at once, or in parts by `pay` if their
+        gates open over some steps."""
         if self.shares is None:
             return
         own = self.shares[regained]
         among = torch.eye(len(regained), dtype=own.dtype, device=own.device) + own[:, regained]
         gifts = torch.linalg.solve(among, own)
-        self.debts.append(_Debt(regained, self.layer.weight[:, regained].clone(), gifts, age=0))
+        weights = self.layer.weight[:, regained].clone()
+        if self.fade_steps:
+            self.debts.append(_Debt(regained, weights, gifts, paid=0))
+        else:
+            self._subtract(weights @ gifts)
         self.shares -= self.shares[:, regained] @ gifts
         self.shares[regained] = 0
 
@@ -99,34 +104,29 @@ class Ledger:
 
     @torch.no_grad()
     def pay(self) -> None:
-        """Pay what falls due in this step."""
+        """Pay one part of every debt."""
         for debt in self.debts:
-            before = self._unpaid(debt)
-            debt.age += 1
-            due = before - self._unpaid(debt)
-            if due:
-                self._subtract(due * (debt.weights @ debt.gifts))
-        self.debts = [debt for debt in self.debts if self._unpaid(debt)]
+            self._subtract(debt.weights @ debt.gifts / self.fade_steps)
+            debt.paid += 1
+        self.debts = [debt for debt in self.debts if debt.paid < self.fade_steps]
 
     def _unpaid(self, debt: _Debt) -> float:
         """Share that is still to be paid: how far the gate is closed."""
-        if not self.fade_steps:
-            return float(debt.age == 0)
-        return 1 - min(1.0, max(0, debt.age - 1) / self.fade_steps)
+        return 1 - debt.paid / self.fade_steps
 
     def _subtract(self, amount: Tensor) -> None:
-        self.layer.weight -= amount[:, :-1]
+        self.layer.weight.sub_(amount[:, :-1])
         if self.layer.bias is not None:
-            self.layer.bias -= amount[:, -1]
+            self.layer.bias.sub_(amount[:, -1])
 
     def state_dict(self) -> dict[str, Any]:
-        debts = [[debt.columns, debt.weights, debt.gifts, debt.age] for debt in self.debts]
+        debts = [[debt.columns, debt.weights, debt.gifts, debt.paid] for debt in self.debts]
         return {"shares": self.shares, "debts": debts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         weight = self.layer.weight
         self.shares = None if state["shares"] is None else state["shares"].to(weight)
         self.debts = [
-            _Debt(columns.to(weight.device), weights.to(weight), gifts.to(weight), age)
-            for columns, weights, gifts, age in state["debts"]
+            _Debt(columns.to(weight.device), weights.to(weight), gifts.to(weight), paid)
+            for columns, weights, gifts, paid in state["debts"]
         ]

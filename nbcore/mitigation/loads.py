@@ -40,7 +40,8 @@ def measure_loads(model: PrunableViT, batches: Sequence[Tensor]) -> PooledLoads:
         else:
             second = (weighted.transpose(-1, -2) @ own).sum(0)
         found = [first.double(), second.double(), power.double()]
-        moments[site] = [a + b for a, b in zip(moments[site] or [0, 0, 0], found, strict=True)]
+        before = moments[site] or [torch.zeros_like(value) for value in found]
+        moments[site] = [a + b for a, b in zip(before, found, strict=True)]
 
     training = model.training
     model.eval()

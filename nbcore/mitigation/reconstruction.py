@@ -15,19 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from nbcore.burden import residual
-from nbcore.mitigation.base import MITIGATIONS, Batches, Mitigation, StepOutputs
+from nbcore.mitigation.base import MITIGATIONS, Batches, StepOutputs, Taught
 from nbcore.mitigation.teacher import Teacher
 from nbcore.vit import PrunableViT
 
 
 @MITIGATIONS.register("reconstruction")
-class Reconstruction(Mitigation):
+class Reconstruction(Taught):
     """Pulls every block's output towards that of the dense model at the fork."""
 
     wants_blocks = True
@@ -45,30 +44,21 @@ class Reconstruction(Mitigation):
             raise ValueError(f"reconstruction needs weight > 0, got {weight}")
         if last is not None and last < 1:
             raise ValueError(f"reconstruction needs last >= 1 or None for all blocks, got {last}")
+        super().__init__(Teacher(with_blocks=True))
         self.weight = weight
         self.last = last
-        self.teacher = Teacher(with_blocks=True)
 
     def attach(self, model: PrunableViT, batches: Batches) -> None:
         depth = len(model.vit.blocks)
         if self.last is not None and self.last > depth:
             raise ValueError(f"reconstruction of the last {self.last} blocks: there are {depth}")
         self.first = depth - (self.last or depth)
-        self.teacher.attach(model)
+        super().attach(model, batches)
 
     def loss_term(self, outputs: StepOutputs) -> Tensor:
         dense = self.teacher(outputs.images).blocks
         measure = _compiled() if outputs.images.is_cuda else mean_residual
         return self.weight * measure(dense[self.first :], outputs.blocks[self.first :])
-
-    def after_step(self, step: int) -> None:
-        self.teacher.forget()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"teacher": self.teacher.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.teacher.load_state_dict(state["teacher"])
 
 
 def mean_residual(dense: Sequence[Tensor], pruned: Sequence[Tensor]) -> Tensor:

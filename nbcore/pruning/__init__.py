@@ -10,9 +10,17 @@ from nbcore.pruning import (
     wdpruning,
     weights,
 )
-from nbcore.pruning.base import PRUNERS, Budget, Pruner, Quota, allocate, plan_budget, removal_steps
+from nbcore.pruning.base import PRUNERS, Pruner, Quota
+from nbcore.pruning.budget import (
+    NEURON_GROUP,
+    Budget,
+    allocate,
+    plan_budget,
+    removal_steps,
+)
 
 __all__ = [
+    "NEURON_GROUP",
     "PRUNERS",
     "Budget",
     "Pruner",

@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nbcore.pruning.base import PRUNERS, ScheduledPruner
+from nbcore.pruning.base import PRUNERS
+from nbcore.pruning.schedule import ScheduledPruner
 
 
 @PRUNERS.register("magnitude")

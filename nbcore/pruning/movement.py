@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nbcore.pruning.base import PRUNERS, Budget, ScheduledPruner
+from nbcore.pruning.base import PRUNERS
+from nbcore.pruning.budget import Budget
+from nbcore.pruning.schedule import ScheduledPruner
 from nbcore.vit import PrunableViT
 
 

@@ -35,15 +35,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nbcore.pruning.base import (
-    PRUNERS,
-    BasePruner,
-    Budget,
-    LabelledBatches,
-    Quota,
-    allocate,
-    shared_out,
-)
+from nbcore.pruning.base import PRUNERS, BasePruner, LabelledBatches, Quota
+from nbcore.pruning.budget import Budget, allocate, shared_out
 from nbcore.vit import PrunableViT, Tokens
 
 RATES = (0.5, 0.005)

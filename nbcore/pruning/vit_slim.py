@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nbcore.pruning.base import PRUNERS, BasePruner, Budget, Quota, allocate
+from nbcore.pruning.base import PRUNERS, BasePruner, Quota
+from nbcore.pruning.budget import Budget, allocate
 from nbcore.vit import PrunableViT
 
 PENALTIES = {"heads": 2e-4, "neurons": 5e-5}

@@ -26,7 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nbcore.pruning.base import NEURON_GROUP, PRUNERS, BasePruner, Budget, Quota, allocate
+from nbcore.pruning.base import PRUNERS, BasePruner, Quota
+from nbcore.pruning.budget import NEURON_GROUP, Budget, allocate
 from nbcore.vit import PrunableViT
 
 THRESHOLD = 5.0

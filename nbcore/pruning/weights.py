@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nbcore.pruning.base import PRUNERS, BasePruner, Budget, Quota
+from nbcore.pruning.base import PRUNERS, BasePruner, Quota
+from nbcore.pruning.budget import Budget
 from nbcore.vit import PrunableViT
 
 

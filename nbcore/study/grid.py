@@ -34,7 +34,7 @@ ALL = (
     "handoff",
     "distillation",
     "handoff+distillation",
-    "reconstruction",
+    "handoff+reconstruction",
     "handoff+reconstruction+distillation",
 )
 
@@ -227,53 +227,11 @@ def _twins(ratios: tuple[float, ...]) -> Block:
     return Block(hosts=(TWIN,), mitigations=("none",), ratios=ratios)
 
 
-TUNED: dict[str, dict[str, dict[str, Any]]] = {
-    "low": {
-        "token_merging": {"block": 1, "r": 0.125},
-        "persistent_dynamic": {"fade": 18, "margin": 0.0},
-        "handoff": {"ridge": 1e-3},
-        "distillation": {"weight": 0.5},
-        "reconstruction": {"weight": 0.5},
-    },
-    "mid": {
-        "token_merging": {"block": 1, "r": 0.25},
-        "persistent_dynamic": {"fade": 18, "margin": 0.2},
-        "handoff": {"ridge": 1e-2},
-        "distillation": {"weight": 1.0},
-        "reconstruction": {"weight": 1.5},
-    },
-    "high": {
-        "token_merging": {"block": 1, "r": 0.375},
-        "persistent_dynamic": {"fade": 18, "margin": 0.5},
-        "handoff": {"ridge": 1e-1},
-        "distillation": {"weight": 2.0},
-        "reconstruction": {"weight": 4.0},
-    },
-}
-"""What each mitigation was tried with, three settings for each: `r` as a share of the tokens."""
-CHOSEN = {
-    "token_merging": "mid",
-    "persistent_dynamic": "mid",
-    "handoff": "mid",
-    "distillation": "mid",
-    "reconstruction": "mid",
-}
-"""The setting with the smallest validation loss in the studies `cifar10-tuning-*`."""
-
-
-def _options(chosen: Mapping[str, str], num_patches: int) -> dict[str, dict[str, Any]]:
-    """Options by mitigation, the merged tokens counted."""
-    options = {name: dict(TUNED[setting][name]) for name, setting in chosen.items()}
-    options["token_merging"]["r"] = round(options["token_merging"]["r"] * num_patches)
-    return options
-
-
 def _four_layer(
     name: str,
     dataset: str,
     epochs: tuple[int, int],
     waves: tuple[Wave, ...],
-    chosen: Mapping[str, str] = CHOSEN,
 ) -> StudyConfig:
     """Dense and arms for `epochs`, in batches of 1024: smaller ones leave a large GPU idle."""
     dense = RECIPES[f"{dataset}-four-layer"]()[0]
@@ -301,9 +259,12 @@ def _four_layer(
         dense=train,
         arm=arm,
         prune=PruneConfig(pruner="taylor", macs_ratio=0.5, updates=12),
-        mitigation_options=_options(chosen, num_patches),
+        mitigation_options={
+            "token_merging": {"block": 1, "r": num_patches // 4},
+            "persistent_dynamic": {"fade": 18},
+        },
         waves=waves,
-        choice_seeds=(0, 1),
+        choice_seeds=(0,),
         command=f"python -m nbcore study {name} --data DIR",
     )
 
@@ -327,58 +288,13 @@ def cifar10_four_layer() -> StudyConfig:
     """
     others = [
         Wave(
-            seeds=(0, 1, 2),
+            seeds=(1, 2, 3),
             blocks=(Block(hosts=(host,), mitigations=ALL, ratios=(0.1, 0.3)),),
         )
         for host in ("magnitude", "movement", "wdpruning", "vit_slim", "random")
     ]
     waves = (Wave(seeds=(0, 1, 2, 3, 4), blocks=CORE), *others)
     return _four_layer("cifar10-four-layer", "cifar10", (45, 8), waves)
-
-
-def _tuning(setting: str) -> StudyConfig:
-    """Every mitigation at one of three settings, on a seed of its own; read on validation only."""
-    waves = (
-        Wave(
-            seeds=(100,),
-            blocks=(
-                Block(
-                    hosts=("taylor", "s2vite"),
-                    mitigations=("none", *TUNED[setting]),
-                    ratios=(0.1,),
-                ),
-            ),
-        ),
-    )
-    chosen = dict.fromkeys(TUNED[setting], setting)
-    return _four_layer(f"cifar10-tuning-{setting}", "cifar10", (45, 8), waves, chosen)
-
-
-@STUDIES.register("cifar10-tuning-low")
-def cifar10_tuning_low() -> StudyConfig:
-    """Mitigations at the lowest of their three settings, to choose on validation photos.
-
-    Command: python -m nbcore study cifar10-tuning-low --data DIR
-    """
-    return _tuning("low")
-
-
-@STUDIES.register("cifar10-tuning-mid")
-def cifar10_tuning_mid() -> StudyConfig:
-    """Mitigations at the middle one of their three settings, to choose on validation photos.
-
-    Command: python -m nbcore study cifar10-tuning-mid --data DIR
-    """
-    return _tuning("mid")
-
-
-@STUDIES.register("cifar10-tuning-high")
-def cifar10_tuning_high() -> StudyConfig:
-    """Mitigations at the highest of their three settings, to choose on validation photos.
-
-    Command: python -m nbcore study cifar10-tuning-high --data DIR
-    """
-    return _tuning("high")
 
 
 @STUDIES.register("mnist-four-layer")
@@ -428,7 +344,10 @@ def imagenette_vit_tiny() -> StudyConfig:
             record_every=20,
         ),
         prune=PruneConfig(pruner="taylor", macs_ratio=0.5, updates=10),
-        mitigation_options=_options(CHOSEN, 196) | {"token_merging": {"block": 4, "r": 64}},
+        mitigation_options={
+            "token_merging": {"block": 4, "r": 64},
+            "persistent_dynamic": {"fade": 12},
+        },
         waves=(
             Wave(seeds=(0, 1, 2), blocks=core),
             Wave(seeds=(0, 1, 2), blocks=half),

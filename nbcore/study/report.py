@@ -12,12 +12,13 @@ from pathlib import Path
 import pandas as pd
 
 from nbcore.checkpoint import write_atomically
-from nbcore.study.claims import REFUTED, SUPPORTED, UNDECIDED, Claim, all_claims
+from nbcore.study.claims import all_claims
 from nbcore.study.figures import draw_figures
 from nbcore.study.grid import (
     DENSE,
     DENSE_PLUS,
-    TWIN,
+    UNPRUNED,
+    WEIGHTS,
     Arm,
     StudyConfig,
     acting_without_removal,
@@ -83,7 +84,7 @@ def in_grid_order(study: StudyConfig, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _opening(study: StudyConfig, runs: pd.DataFrame) -> Iterator[str]:
-    pruned = runs[~runs["pruner"].isin([DENSE, DENSE_PLUS, TWIN])]
+    pruned = runs[~runs["pruner"].isin(UNPRUNED)]
     hours = runs["seconds"].sum() / 3600
     yield f"# Study `{study.name}`"
     yield ""
@@ -95,7 +96,8 @@ def _opening(study: StudyConfig, runs: pd.DataFrame) -> Iterator[str]:
     yield f"- Command: `{study.command}`"
     yield (
         f"- Data: {study.data.dataset}, {study.data.img_size} px; "
-        f"{100 * study.data.validation_share:g} % of the training set is the validation split, on which choices are made; the test set is "
+        f"{100 * study.data.validation_share:g} % of the training set is the "
+        "validation split, on which choices are made; the test set is "
         "for reporting."
     )
     yield (
@@ -197,7 +199,10 @@ def _table(summary: pd.DataFrame) -> Iterator[str]:
         yield "| " + " | ".join(cells) + " |"
     yield ""
     spread = _uneven_costs(summary)
-    yield f"Within a host and budget, MACs differ by at most {100 * spread:.2f} % of the dense model's."
+    yield (
+        f"Within a host and budget, MACs differ by at most {100 * spread:.2f} % of the dense "
+        "model's."
+    )
     yield ""
     skipped = [m for m in dict.fromkeys(summary["mitigation"]) if acting_without_removal(m) != m]
     if skipped:
@@ -213,7 +218,7 @@ def _table(summary: pd.DataFrame) -> Iterator[str]:
 
 def _uneven_costs(summary: pd.DataFrame) -> float:
     """Largest difference of MACs between arms that are compared as equal, as a share of dense."""
-    pruned = summary[~summary["pruner"].isin([DENSE, DENSE_PLUS, TWIN, WEIGHTS])]
+    pruned = summary[~summary["pruner"].isin([*UNPRUNED, WEIGHTS])]
     cells = pruned.groupby(["pruner", "target_macs_ratio"])["macs_ratio"]
     return float((cells.max() - cells.min()).max()) if len(pruned) else 0.0
 
@@ -298,8 +303,9 @@ def _method(study: StudyConfig) -> Iterator[str]:
     yield (
         "All arms of a seed fork from one dense model and see the same data in the same order for "
         "the same number of steps; only differences within a seed are taken, and intervals are "
-        "those of Student's t over seeds (statsmodels), of ratios Fieller's. `budget` is the target "
-        "for MACs of the compact model over MACs of the dense one, token merging included in both; "
+        "those of Student's t over seeds (statsmodels), of ratios Fieller's. `budget` is the "
+        "target for MACs of the compact model over MACs of the dense one, token merging included "
+        "in both; "
         "MACs is what was reached. For the host `weights` the budget is the share of block weights "
         "kept, its model is never compacted and no faster, its parameters are counted where they "
         "are not zero, and burden is taken over all units. `dense_plus` is the dense model trained "

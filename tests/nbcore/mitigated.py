@@ -1,4 +1,4 @@
-"""Small pruned trainings with mitigations whose units may return, and what they look like inside."""
+"""Small pruned trainings in which units may return, and a look at what happens inside."""
 
 from __future__ import annotations
 

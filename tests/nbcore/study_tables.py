@@ -109,7 +109,11 @@ def _history(arm: Arm, rng: np.random.Generator) -> list[dict[str, Any]]:
     for epoch in range(1, 21):
         progress = min(1.0, epoch / 12)
         left = arm.target_macs_ratio + (1 - arm.target_macs_ratio) * (1 - progress) ** 3
-        rise = 1 if arm.pruner in UNPRUNED else 1 + (1 - left) * (2 if "handoff" in arm.mitigation else 0.6)
+        rise = (
+            1
+            if arm.pruner in UNPRUNED
+            else 1 + (1 - left) * (2 if "handoff" in arm.mitigation else 0.6)
+        )
         rows.append(
             {
                 **arm.columns(),

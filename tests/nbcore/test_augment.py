@@ -35,7 +35,9 @@ def ramps(count: int, side: int = 64) -> Tensor:
 
 def test_crops_lie_inside_with_the_area_and_aspect_that_were_asked_for() -> None:
     low, high = 0.3, 0.6
-    crops = random_resized_crop(ramps(400), 16, (low, high), True, seeded())
+    crops = random_resized_crop(
+        ramps(400), 16, (low, high), True, torch.rand(5, 400, generator=seeded())
+    )
     # On a ramp a crop's first and last pixel tell where it lies; they are 15/16 of its side apart.
     red, green = crops[:, 0].mean(1), crops[:, 1].mean(2)
     width, height = (red[:, -1] - red[:, 0]) * 16 / 15, (green[:, -1] - green[:, 0]) * 16 / 15
@@ -53,14 +55,16 @@ def test_crops_lie_inside_with_the_area_and_aspect_that_were_asked_for() -> None
 
 
 def test_crops_are_not_mirrored_unless_asked_for() -> None:
-    crops = random_resized_crop(ramps(50), 16, (0.3, 0.6), False, seeded())
+    crops = random_resized_crop(
+        ramps(50), 16, (0.3, 0.6), False, torch.rand(5, 50, generator=seeded())
+    )
     assert (crops[:, 0, :, -1] > crops[:, 0, :, 0]).all()
 
 
 def test_jitter_of_a_grey_picture_by_hand() -> None:
     # Grey of value v: brightness f gives f v, contrast and saturation then change nothing.
     grey = torch.full((300, 3, 4, 4), 0.5)
-    found = colour_jitter(grey, 0.3, seeded())
+    found = colour_jitter(grey, 0.3, torch.rand(3, 300, generator=seeded()))
     torch.testing.assert_close(found, found[:, :1, :1, :1].expand_as(found))
     factors = found[:, 0, 0, 0] / 0.5
     assert 0.7 <= factors.min() < 0.72

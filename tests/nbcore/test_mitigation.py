@@ -1,4 +1,4 @@
-"""Handing work over in closed form, the socket that mitigations plug into, and composition."""
+"""The socket that mitigations plug into, composition and refusals."""
 
 from __future__ import annotations
 
@@ -11,145 +11,18 @@ import torch
 from torch import Tensor
 
 from nbcore.config import Merge
-from nbcore.mitigation import MITIGATIONS, Mitigation, StepOutputs, create_mitigation
-from nbcore.mitigation.base import Composition
-from nbcore.mitigation.handoff import Handoff, contribution_statistics, handoff_matrix
-from nbcore.vit import PrunableViT
-from tests.nbcore.runs import assert_same_bits, shapes, train_pruned, weights_of
-from tests.nbcore.tiny import close, pictures, tiny
-
-TINY_RIDGE = 1e-13
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def test_matrix_by_hand() -> None:
-    # S = {0, 1} uncorrelated with variances 4 and 1, P = {2} with covariances 2 and 3:
-    # T = [2 / 4, 3 / 1]; a relative ridge of 0.4 adds 0.4 * 2.5 = 1: T = [2 / 5, 3 / 2].
-    covariance = torch.tensor([[4.0, 0, 2], [0, 1, 3], [2, 3, 20]], dtype=torch.float64)
-    lost, kept = torch.tensor([2]), torch.tensor([0, 1])
-    for ridge, expected in ((1e-13, [[0.5, 3.0]]), (0.4, [[0.4, 1.5]])):
-        found = handoff_matrix(covariance, lost, kept, ridge)
-        close(found, torch.tensor(expected, dtype=torch.float64))
-
-
-def test_matrix_of_an_exact_linear_function_is_that_function() -> None:
-    survivors, mix = normal(200, 5), normal(5, 3, seed=1)
-    values = torch.cat([survivors, survivors @ mix + 7], 1)
-    order = torch.tensor([6, 0, 3, 7, 1, 4, 2, 5])  # columns in any order
-    covariance = torch.cov(values.T[order])
-    lost, kept = torch.tensor([0, 3, 7]), torch.tensor([1, 2, 4, 5, 6])
-    found = handoff_matrix(covariance, lost, kept, TINY_RIDGE)
-    close(found, mix.T[order[lost] - 5][:, order[kept]], 1e-8)
-
-
-def test_matrix_of_dead_survivors_is_zero() -> None:
-    covariance = torch.diag(torch.tensor([0.0, 0.0, 2.0], dtype=torch.float64))
-    found = handoff_matrix(covariance, torch.tensor([2]), torch.tensor([0, 1]), 1e-2)
-    assert found.tolist() == [[0.0, 0.0]]
-
-
-def test_statistics_are_those_of_all_images_and_tokens() -> None:
-    model, images = tiny(), pictures(5)
-    rows: dict[int, Tensor] = {}
-
-    def tap(site: int, stream: Tensor, contribution: Tensor, tokens: object) -> None:
-        if contribution.ndim == 4:
-            contribution = torch.cat(contribution.unbind(1), -1)
-        rows[site] = contribution.reshape(-1, contribution.shape[-1])
-
-    model.train()
-    means, covariances = contribution_statistics(model, images.split(2))
-    assert model.training
-    with torch.no_grad():
-        model.eval()(images, tap=tap)
-    for site in range(4):
-        close(means[site], rows[site].mean(0), 1e-10)
-        close(covariances[site], torch.cov(rows[site].T, correction=0), 1e-10)
-
-
-@torch.no_grad()
-def repeat_neurons(model: PrunableViT) -> None:
-    """Neurons 1 and 2 of the first MLP do as neuron 0, and neuron 3 is a constant."""
-    fc1 = model.vit.blocks[0].mlp.fc1
-    fc1.weight[1:3], fc1.bias[1:3] = fc1.weight[0], fc1.bias[0]
-    fc1.weight[3] = 0
-
-
-@torch.no_grad()
-def repeat_head(model: PrunableViT) -> None:
-    """Head 1 of the first attention does as head 0, and head 2 gives a constant."""
-    attn, d = model.vit.blocks[0].attn, model.arch.head_dim
-    weight, bias = attn.qkv.weight.unflatten(0, (3, -1, d)), attn.qkv.bias.unflatten(0, (3, -1, d))
-    weight[:, 1], bias[:, 1] = weight[:, 0], bias[:, 0]
-    weight[2, 2] = 0
-
-
-@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
-@pytest.mark.parametrize(
-    ("site", "repeat", "lost"), [(1, repeat_neurons, [1, 2, 3]), (0, repeat_head, [1, 2])]
+from nbcore.mitigation import (
+    MITIGATIONS,
+    Mitigation,
+    StepOutputs,
+    check_combination,
+    create_mitigation,
 )
-def test_units_that_others_determine_leave_without_a_trace(
-    site: int, repeat: Callable[[PrunableViT], None], lost: list[int], bias: bool
-) -> None:
-    model, images = tiny(), pictures(6)
-    repeat(model)
-    block = model.vit.blocks[0]
-    layer = block.mlp.fc2 if site else block.attn.proj
-    if not bias:
-        layer.bias = None
-        lost = lost[:-1]  # a constant needs the bias
-    spec = model.sites[site]
-    keep = torch.ones(model.num_units, dtype=torch.bool)
-    keep[[spec.start + unit for unit in lost]] = False
-    with torch.no_grad():
-        before = model(images)
-        handoff = Handoff(ridge=TINY_RIDGE)
-        handoff.attach(model, lambda: images.split(4))
-        handoff.on_keep_changing()
-        kept = keep[spec.units].nonzero()[:, 0]
-        handoff.on_keep_changed(site, torch.tensor(lost), torch.tensor([]), kept)
-        model.set_keep(keep)
-        close(model(images), before, 1e-8)
-        cut = tiny()
-        repeat(cut)
-        cut.set_keep(keep)
-        assert (cut(images) - before).abs().max() > 1e-2
-
-
-def test_handoff_is_the_best_linear_replacement_of_the_site_output() -> None:
-    # No other change of the survivors' columns and bias brings the output closer (least squares).
-    model, images = tiny(), pictures(8)
-    keep = torch.ones(16, dtype=torch.bool)
-    keep[[2, 5, 11]] = False
-    contributions: list[Tensor] = []
-
-    def tap(site: int, stream: Tensor, contribution: Tensor, tokens: object) -> None:
-        if site == 1:
-            contributions.append(contribution.flatten(0, 1))
-
-    fc2 = model.vit.blocks[0].mlp.fc2
-    with torch.no_grad():
-        model(images, tap=tap)
-        h = contributions[0]
-        wanted = h @ fc2.weight.T + fc2.bias
-        design = torch.cat([h[:, keep], torch.ones(len(h), 1).double()], 1)
-        best = torch.linalg.lstsq(design, wanted).solution
-        handoff = Handoff(ridge=TINY_RIDGE)
-        handoff.attach(model, lambda: [images])
-        handoff.on_keep_changing()
-        lost, kept = (~keep).nonzero()[:, 0], keep.nonzero()[:, 0]
-        handoff.on_keep_changed(1, lost, torch.tensor([]), kept)
-    close(torch.cat([fc2.weight[:, keep], fc2.bias[:, None]], 1).T, best, 1e-7)
-
-
-def test_handoff_refuses_what_it_cannot_do() -> None:
-    with pytest.raises(ValueError, match="lets units return"):
-        Handoff().on_keep_changed(0, torch.tensor([0]), torch.tensor([1]), torch.tensor([1, 2]))
-    with pytest.raises(ValueError, match="ridge > 0, got 0"):
-        Handoff(ridge=0)
+from nbcore.mitigation.base import Composition
+from nbcore.pruning import PRUNERS, Quota
+from nbcore.vit import PrunableViT
+from tests.nbcore.mitigated import mitigation_named, train_mitigated
+from tests.nbcore.runs import assert_same_bits, shapes, train_pruned, weights_of
 
 
 @dataclass
@@ -157,14 +30,12 @@ class Recorder(Mitigation):
     """Writes down what the trainer tells, and what it finds in the model at that moment."""
 
     events: list[tuple[Any, ...]] = field(default_factory=list)
-    pictures: list[Tensor] = field(default_factory=list)
 
     def attach(self, model: PrunableViT, batches: Callable[[], Any]) -> None:
         self.model, self.old = model, torch.ones(model.num_units, dtype=torch.bool)
         self.events.append(("attach",))
 
-    def on_keep_changing(self) -> None:
-        self.changed: list[int] = []
+    def on_keep_changing(self, gate: Tensor | None) -> None:
         self.events.append(("changing",))
 
     def on_keep_changed(self, site: int, lost: Tensor, regained: Tensor, kept: Tensor) -> None:
@@ -176,9 +47,6 @@ class Recorder(Mitigation):
         self.events.append(("changed", site, lost.tolist(), regained.tolist(), kept.tolist()))
         assert whole, "weights of units that leave now are gone already"
         assert torch.equal(self.model.keep[units].bool(), self.old[units])
-
-    def loss_term(self, outputs: StepOutputs) -> None:
-        self.pictures.append(outputs.images.clone())
 
     def after_step(self, step: int) -> None:
         self.old = self.model.keep.bool().clone()
@@ -214,11 +82,12 @@ class Bystander:
     """What the trainer calls, and nothing else: a training without a mitigation's path."""
 
     wants_blocks = regrows = False
-    fade_steps = 0
+    fade_steps = margin = 0
 
+    def check_host(self, host: object) -> None: ...
     def quota(self) -> None: ...
     def attach(self, model: object, batches: object) -> None: ...
-    def on_keep_changing(self) -> None: ...
+    def on_keep_changing(self, gate: object) -> None: ...
     def on_keep_changed(self, *_: object) -> None: ...
     def loss_term(self, outputs: object) -> None: ...
     def after_step(self, step: int) -> None: ...
@@ -236,16 +105,52 @@ def test_none_gives_the_bits_of_a_training_without_mitigation() -> None:
     assert other.history != bare.history
 
 
+class Spectator(Mitigation):
+    """Keeps the pictures that the model saw."""
+
+    def __init__(self) -> None:
+        self.pictures: list[Tensor] = []
+
+    def loss_term(self, outputs: StepOutputs) -> None:
+        self.pictures.append(outputs.images.clone())
+
+
 def test_mitigations_see_the_same_pictures_in_the_same_order() -> None:
     seen = {}
-    for name, merge in (("none", None), ("handoff", None), ("token_merging", Merge(block=1, r=4))):
-        recorder = Recorder()
-        mitigation = Composition([create_mitigation(name, {}), recorder])
-        train_pruned(shapes(img_size=32), mitigation=mitigation, merge=merge)
-        seen[name] = recorder.pictures
+    for name in MITIGATIONS:
+        spectator = Spectator()
+        train_mitigated(Composition([mitigation_named(name), spectator]))
+        seen[name] = spectator.pictures
     assert len(seen["none"]) == 16
-    for name in ("handoff", "token_merging"):
-        assert all(map(torch.equal, seen[name], seen["none"]))
+    for pictures in seen.values():
+        assert all(map(torch.equal, pictures, seen["none"]))
+
+
+NO_QUOTA = {"s2vite", "vit_slim", "wdpruning", "weights"}
+NO_UNITS = {"weights"}
+
+
+@pytest.mark.parametrize("host", PRUNERS)
+def test_every_mitigation_goes_with_every_host_or_is_refused_with_the_reason(host: str) -> None:
+    refused = set()
+    if host in NO_UNITS:
+        refused |= {"handoff", "homeostasis"}
+    if host in NO_QUOTA:
+        refused.add("burden_quota")
+    everything = "+".join(name for name in MITIGATIONS if name not in {*refused, "none"})
+    everything = everything.replace("+persistent_dynamic", "").replace("+token_merging", "")
+    check_combination(host, everything)
+    result, budget = train_mitigated(everything, pruner=host)
+    if host not in NO_UNITS:
+        counts = [int(result.keep[site.units].sum()) for site in result.model.sites]
+        assert budget.macs.total(counts) <= budget.macs_ratio * budget.dense_macs
+    for name in refused - {"burden_quota"}:
+        text = f"{name} cannot be combined with a host that .*weights.*it works with .*taylor"
+        with pytest.raises(ValueError, match=text):
+            check_combination(host, f"{name}+distillation")
+    for name in refused:
+        with pytest.raises(ValueError, match=f"{host}|{name}"):
+            train_mitigated(f"{name}+distillation", pruner=host)
 
 
 def test_composition_calls_its_parts_in_order_and_adds_their_terms() -> None:
@@ -282,17 +187,19 @@ def test_names_joined_by_plus_become_parts_with_their_options() -> None:
     built = create_mitigation("token_merging+handoff", options)
     assert isinstance(built, Composition)
     assert built.merge() == Merge(block=2, r=5)
-    assert built.parts[1].ridge == 0.5  # type: ignore[attr-defined]
+    assert [getattr(part, "ridge", None) for part in built.parts] == [0.5, None]
     assert create_mitigation("none+handoff", {}).merge() is None
 
 
 @pytest.mark.parametrize(
     ("name", "options", "text"),
     [
-        ("nothing", {}, "unknown mitigation 'nothing'; available: handoff, none, token_merging"),
+        ("nothing", {}, "unknown mitigation 'nothing'; available: burden_quota, distillation,"),
         ("handoff+", {}, "unknown mitigation ''"),
         ("handoff+none+handoff", {}, r"'handoff\+none\+handoff' names a part twice"),
         ("none", {"handoff": {}}, r"options for \['handoff'\], which it does not use"),
+        ("handoff", {"handoff": {"rigde": 1}}, r"'handoff' has no option \['rigde'\]; .* ridge"),
+        ("none", {"none": {"rigde": 1}}, r"'none' has no option \['rigde'\]; it takes none"),
     ],
 )
 def test_wrong_name_or_option_is_refused(name: str, options: dict, text: str) -> None:
@@ -304,3 +211,25 @@ def test_only_one_part_may_merge_tokens() -> None:
     pair = Composition([MITIGATIONS["token_merging"](), MITIGATIONS["token_merging"]()])
     with pytest.raises(ValueError, match="only one mitigation of a composition may merge"):
         pair.merge()
+
+
+def test_only_one_part_may_share_out_removals() -> None:
+    class Sharing(Mitigation):
+        def quota(self) -> Quota:
+            return lambda: torch.ones(4)
+
+    assert Composition([Mitigation(), Sharing()]).quota() is not None
+    assert Composition([Mitigation(), Mitigation()]).quota() is None
+    with pytest.raises(ValueError, match="only one mitigation of a composition may share out"):
+        Composition([Sharing(), Sharing()]).quota()
+
+
+def test_composition_asks_for_what_any_part_asks_for() -> None:
+    class Part(Mitigation):
+        wants_blocks, regrows, fade_steps, margin = True, True, 7, 0.3
+
+    other = Mitigation()
+    pair = Composition([other, Part()])
+    assert (pair.wants_blocks, pair.regrows, pair.fade_steps, pair.margin) == (True, True, 7, 0.3)
+    assert other.fade_steps == 7, "handing back has to know how gates open"
+    assert Mitigation.fade_steps == 0

@@ -1,29 +1,20 @@
-"""Budgets are met, never exceeded, and what is removed stays removed to the bit."""
+"""Budgets and quotas: what is allowed when, and the units that fit it."""
 
 from __future__ import annotations
 
-import copy
-from dataclasses import replace
-
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nbcore.config import Arch, Merge
-from nbcore.macs import MacsModel, macs_of
-from nbcore.mitigation import Mitigation
-from nbcore.pruning import PRUNERS, Budget, allocate, removal_steps
-from nbcore.pruning.base import NEURON_GROUP
-from nbcore.pruning.taylor import TaylorPruner
-from nbcore.train import train
-from nbcore.vit import PrunableViT, Site, sites_of
-from tests.nbcore.runs import CPU, TRAIN, shapes, train_pruned
+from nbcore.config import Arch
+from nbcore.macs import MacsModel
+from nbcore.pruning import NEURON_GROUP, Budget, allocate, plan_budget, removal_steps
+from nbcore.pruning.budget import best_first, shared_out
+from nbcore.pruning.schedule import ScheduledPruner
+from nbcore.vit import Site, sites_of
 from tests.nbcore.tiny import tiny
-
-MERGE = Merge(block=1, r=4)
 
 
 @st.composite
@@ -150,148 +141,184 @@ def test_interval_without_a_step_is_refused() -> None:
         removal_steps(4, 0.0, 0.2, 3)
 
 
-def unpruned_budget(model: PrunableViT, ratio: float = 0.5) -> Budget:
-    macs = macs_of(model)
-    whole = macs.total([site.num_units for site in model.sites])
-    return Budget(macs=macs, dense_macs=whole, macs_ratio=ratio, steps=(1,))
-
-
-@torch.no_grad()
-def test_magnitude_by_hand() -> None:
-    model = tiny(depth=1, num_heads=2, embed_dim=4)
-    block = model.vit.blocks[0]
-    for layer in (block.attn.proj, block.mlp.fc1, block.mlp.fc2):
-        layer.weight.zero_()
-    block.attn.proj.weight[0] = torch.tensor([1.0, 1.0, 3.0, 0.0])  # heads: 1 + 1 and 9
-    block.mlp.fc1.weight[:, :2] = torch.tensor([[1.0, 1.0], [2.0, 0.0]])  # rows: 2 and 4
-    block.mlp.fc2.weight[3] = torch.tensor([3.0, 1.0])  # columns: 9 and 1
-    pruner = PRUNERS["magnitude"](model, unpruned_budget(model), torch.Generator())
-    # Heads 2 and 9 with mean 5.5, neurons 18 and 4 with mean 11.
-    expected = torch.tensor([2 / 5.5, 9 / 5.5, 18 / 11, 4 / 11], dtype=torch.float64)
-    torch.testing.assert_close(pruner.scores(), expected)
-    # The mean is that of the living: without neuron 1 it is 18.
-    pruner.load_state_dict({"keep": torch.tensor([True, True, True, False])})
-    torch.testing.assert_close(pruner.scores()[2:], torch.tensor([1, 4 / 18], dtype=torch.float64))
-
-
-class Watched(TaylorPruner):
-    """Keeps the gradients it was shown."""
-
-    seen: Tensor
-
-    def after_backward(self, gate_gradient: Tensor | None) -> None:
-        assert gate_gradient is not None
-        self.seen = gate_gradient.clone()
-        super().after_backward(gate_gradient)
-
-
-class Watcher(Mitigation):
-    """Keeps the images of the last step."""
-
-    def loss_term(self, images: Tensor, logits: Tensor) -> None:
-        self.images = images.clone()
-
-
-def test_taylor_score_is_the_squared_gradient_of_each_image_alone() -> None:
-    data = shapes(img_size=32)
-    split = replace(data.train, images=data.train.images[:2], targets=torch.tensor([3, 3]))
-    data = replace(data, train=replace(split, names=split.names[:2]))
-    config = replace(
-        TRAIN, epochs=((32, 1),), batch_size=2, mixup=0.0, cutmix=0.0, smoothing=0.0, ema_decay=0
+def test_plan_by_hand() -> None:
+    # 100 steps: removals between 10 and 60 at a pace of 25, then again up to 90 at that pace.
+    macs = MacsModel(fixed=0, per_unit=(1, 1))
+    plan = plan_budget(
+        macs,
+        dense_macs=9,
+        macs_ratio=0.5,
+        total_steps=100,
+        start=0.1,
+        end=0.6,
+        updates=2,
+        freeze=0.9,
     )
-    kwargs = {"depth": 1, "num_heads": 2, "embed_dim": 8, "mlp_ratio": 2.0}
-    model = tiny(**kwargs, class_token=False, global_pool="avg").float()
-    before = copy.deepcopy(model).train()
-    budget = replace(unpruned_budget(model), steps=(100,))
-    pruner, watcher = Watched(model, budget, torch.Generator()), Watcher()
-    with pytest.raises(ValueError, match="training ended before the budget was met"):
-        train(model, data, config, seed=0, device=CPU, mitigation=watcher, pruner=pruner)
-    alone = []
-    for image in watcher.images:
-        gate = torch.ones(1, model.num_units, requires_grad=True)
-        F.cross_entropy(before(image[None], gate), torch.tensor([3])).backward()
-        assert gate.grad is not None
-        alone.append(gate.grad[0])
-    torch.testing.assert_close(pruner.seen, torch.stack(alone), rtol=1e-4, atol=1e-7)
-    expected = 0.1 * (alone[0] ** 2 + alone[1] ** 2) / 2  # first step of an EMA of 0.9 from zero
-    torch.testing.assert_close(pruner.scores(), expected, rtol=1e-4, atol=1e-9)
+    assert (plan.start, plan.steps, plan.refresh) == (10, (35, 60), (85,))
+    assert [plan.progress(step) for step in (10, 35, 36, 60, 85)] == [None, 0.5, None, 1.0, 1.0]
+    assert plan.at(85, [4, 5]) == 4
 
 
-def test_taylor_average_by_hand_and_unharmed_by_broken_steps() -> None:
-    model = tiny()
-    pruner = PRUNERS["taylor"](model, unpruned_budget(model), torch.Generator())
-    ones = torch.ones(2, model.num_units)
-    pruner.after_backward(torch.stack([ones[0], 3 * ones[0]]))  # mean of 1 and 9, times 0.1
-    for broken in (torch.nan, torch.inf):
-        spoilt = ones.clone()
-        spoilt[0, 0] = broken
-        pruner.after_backward(spoilt)
-    torch.testing.assert_close(pruner.scores(), torch.full((model.num_units,), 0.5))
-    pruner.after_backward(2 * ones)  # 0.9 * 0.5 + 0.1 * 4
-    torch.testing.assert_close(pruner.scores(), torch.full((model.num_units,), 0.85))
+def test_shares_by_hand() -> None:
+    # Two sites of 4 heads. Site 0 has twice the weight: its k-th loss counts (k - 1/2) / 8, that of
+    # site 1 (k - 1/2) / 4, k = 1 for the worst: 1, 3, 5, 7 eighths halved against 1, 3, 5, 7.
+    sites = sites_of(Arch(name="", num_heads=(4, 4), hidden_features=(8, 8), head_dim=1))
+    heads = [site for site in sites if site.kind == "heads"]
+    scores = torch.zeros(24)
+    scores[0:4] = torch.tensor([3.0, 1.0, 2.0, 9.0])
+    scores[12:16] = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    alive, debts = torch.ones(24, dtype=torch.bool), torch.zeros(2)
+    shared = shared_out(scores, alive, heads, torch.tensor([2.0, 1.0]), debts)
+    assert (shared[0:4] * 16).tolist() == [5, 1, 3, 7]
+    assert (shared[12:16] * 8).tolist() == [1, 3, 5, 7]
+    # Unit 1 is gone: three living units. Site 0 owes half a unit, so its first loss is due at once.
+    alive[1] = False
+    shared = shared_out(scores, alive, heads, torch.tensor([2.0, 1.0]), torch.tensor([0.5, 0.0]))
+    assert (shared[[2, 0, 3]] * 6).tolist() == [0, 1, 2]
 
 
-def test_random_keeps_one_order_and_differs_by_seed() -> None:
-    model = tiny()
-    one, two, other = (
-        PRUNERS["random"](model, unpruned_budget(model), torch.Generator().manual_seed(seed))
-        for seed in (1, 1, 2)
-    )
-    assert torch.equal(one.scores(), two.scores())
-    assert not torch.equal(one.scores(), other.scores())
+class Fixed(ScheduledPruner):
+    """Scores that the test gives."""
+
+    values: Tensor
+
+    def scores(self) -> Tensor:
+        return self.values
+
+
+def fixed_pruner(seed: int = 0, **changes: object) -> tuple[Fixed, Budget]:
+    """Four blocks of 6 heads of 16 MACs and 64 neurons of 1; half of the MACs after three steps."""
+    model = tiny(depth=4, num_heads=6, embed_dim=24, mlp_ratio=64 / 24)
+    macs = MacsModel(fixed=0, per_unit=(16, 1) * 4)
+    fields = {"macs": macs, "dense_macs": 640, "macs_ratio": 0.5, "steps": (1, 2, 3)} | changes
+    budget = Budget(**fields)  # type: ignore[arg-type]
+    pruner = Fixed(model, budget, torch.Generator())
+    pruner.values = torch.rand(model.num_units, generator=torch.Generator().manual_seed(seed))
+    return pruner, budget
+
+
+def kept_of(pruner: ScheduledPruner) -> list[int]:
+    return [int(pruner.keep[site.units].sum()) for site in pruner.model.sites]
+
+
+def test_quota_decides_how_many_each_site_loses_and_scores_which() -> None:
+    pruner, budget = fixed_pruner()
+    pruner.set_quota(lambda: torch.tensor([3.0, 1.0, 1.0, 1.0, 1.0, 3.0, 1.0, 1.0]))
+    for step in (1, 2, 3):
+        pruner.after_step(step)
+    kept = kept_of(pruner)
+    assert budget.macs.total(kept) == 320
+    assert sum(kept[0::2]) == 12  # as without a quota: half of the heads, half of the neurons
+    assert sum(kept[1::2]) == 128
+    assert kept[0] < min(kept[2::2])
+    assert kept[5] < min(kept[1], kept[3], kept[7])
+    for site in pruner.model.sites:
+        own, kept_units = pruner.values[site.units], pruner.keep[site.units]
+        assert own[kept_units].min() >= own[~kept_units].max()
+
+
+def test_equal_quotas_take_equally_from_all_sites() -> None:
+    pruner, _ = fixed_pruner()
+    pruner.set_quota(lambda: torch.full((8,), 0.7))
+    pruner.after_step(1)
+    first = kept_of(pruner)
+    assert max(first[0::2]) - min(first[0::2]) <= 1
+    assert max(first[1::2]) - min(first[1::2]) <= 8
+    pruner.after_step(2), pruner.after_step(3)
+    assert kept_of(pruner) == [3, 32] * 4
+
+
+def test_small_removals_add_up_to_the_quota() -> None:
+    # One site of two weighs three times as much, and 24 heads fall one or two at a time. Rounded
+    # alone, the heavier site would lose every one of them until it is three times as small.
+    model = tiny(depth=2, num_heads=32, embed_dim=64, mlp_ratio=0.25)
+    macs = MacsModel(fixed=0, per_unit=(16, 1, 16, 1))
+    budget = Budget(macs=macs, dense_macs=1056, macs_ratio=0.65, steps=tuple(range(1, 25)))
+    pruner = Fixed(model, budget, torch.Generator())
+    pruner.values = torch.arange(float(model.num_units))
+    pruner.set_quota(lambda: torch.tensor([3.0, 1.0, 1.0, 1.0]))
+    left = [32.0, 32.0]
+    for step in range(1, 25):
+        before = kept_of(pruner)[0::2]
+        pruner.after_step(step)
+        lost = sum(before) - sum(kept_of(pruner)[0::2])
+        share = 3 * left[0] / (3 * left[0] + left[1])
+        left = [left[0] - lost * share, left[1] - lost * (1 - share)]
+    assert kept_of(pruner)[0::2] == pytest.approx(left, abs=1.5)
+    assert 2.2 < (32 - kept_of(pruner)[0]) / (32 - kept_of(pruner)[2]) < 3
+
+
+@given(allocations(), st.integers(0, 2**31), st.integers(0, 5))
+@settings(max_examples=50, deadline=None)
+def test_quotas_leave_the_budget_as_it_is(case: tuple, seed: int, spread: int) -> None:
+    scores, alive, sites, macs, _, budget = case
+    random = torch.Generator().manual_seed(seed)
+    weights = (spread * torch.randn(len(sites), generator=random)).exp().double()
+    debts = 2 * torch.rand(len(sites), generator=random).double() - 1
+    keep = allocate(shared_out(scores, alive, sites, weights, debts), alive, sites, macs, budget)
+    counts = [int(keep[s.units].sum()) for s in sites]
+    left = [int(alive[s.units].sum()) - n for s, n in zip(sites, counts, strict=True)]
+    assert macs.total(counts) <= budget
+    groups = [8 * c for c, n in zip(macs.per_unit[1::2], left[1::2], strict=True) if n >= 8]
+    assert all(budget - macs.total(counts) < cost for cost in groups)
+    for site, count in zip(sites, counts, strict=True):
+        assert keep[best_first(scores, alive, site)[:count]].all()
+
+
+def test_returning_units_keep_the_sizes_that_quotas_gave() -> None:
+    pruner, _ = fixed_pruner(refresh=(4,))
+    pruner.set_quota(lambda: torch.tensor([3.0, 1.0, 1.0, 1.0, 1.0, 3.0, 1.0, 1.0]))
+    pruner.allow_regrowth()
+    for step in (1, 2, 3):
+        pruner.after_step(step)
+    sizes, before = kept_of(pruner), pruner.keep.clone()
+    pruner.values = -pruner.values  # the worst are the best now
+    pruner.after_step(4)
+    assert kept_of(pruner) == sizes
+    assert (pruner.keep & ~before).any()
+
+
+def test_debts_are_part_of_the_state() -> None:
+    one, _ = fixed_pruner()
+    other, _ = fixed_pruner()
+    one.set_quota(lambda: torch.tensor([3.0, 1.0, 1.0, 1.0, 1.0, 3.0, 1.0, 1.0]))
+    one.after_step(1)
+    assert one.debts.any()
     other.load_state_dict(one.state_dict())
-    assert torch.equal(one.scores(), other.scores())
+    assert torch.equal(other.debts, one.debts)
 
 
-@pytest.mark.parametrize("merge", [None, MERGE], ids=["plain", "merging"])
-@pytest.mark.parametrize("name", list(PRUNERS))
-def test_training_meets_the_budget_at_the_promised_step(name: str, merge: Merge | None) -> None:
-    seen: dict[int, Tensor] = {}
-
-    class Log(Mitigation):
-        def attach(self, model: PrunableViT, batches: object) -> None:
-            self.model = model
-
-        def after_step(self, step: int) -> None:
-            seen[step] = self.model.keep.bool().clone()
-
-    result, budget = train_pruned(shapes(img_size=32), pruner=name, mitigation=Log(), merge=merge)
-    sites, target = result.model.sites, int(0.5 * budget.dense_macs)
-    spent = {
-        step: budget.macs.total([int(keep[s.units].sum()) for s in sites])
-        for step, keep in seen.items()
-    }
-    last = budget.steps[-1]
-    assert budget.steps == (3, 6, 9)
-    assert len(seen) == 16
-    assert all(spent[step] > target for step in range(1, last))
-    group = 8 * max(budget.macs.per_unit[1::2])
-    assert all(target - group < spent[step] <= target for step in range(last, 17))
-    assert all(torch.equal(seen[step], result.keep) for step in range(last, 17))
-    assert result.history[-1]["macs_ratio"] == spent[16] / budget.dense_macs
-    assert all(not (seen[step + 1] & ~seen[step]).any() for step in range(1, 16))
+@pytest.mark.parametrize("weights", [[1.0] * 7, [1.0] * 7 + [0.0], [1.0] * 7 + [float("nan")]])
+def test_quotas_that_are_none_are_refused(weights: list[float]) -> None:
+    pruner, _ = fixed_pruner()
+    pruner.set_quota(lambda: torch.tensor(weights))
+    with pytest.raises(ValueError, match="a quota needs one positive weight per site"):
+        pruner.after_step(1)
 
 
-@pytest.mark.parametrize("mitigation", ["none", "handoff"])
-def test_removed_weights_and_gradients_are_exactly_zero(mitigation: str) -> None:
-    config = replace(TRAIN, ema_decay=0.0)
-    result, _ = train_pruned(shapes(img_size=32), config, mitigation=mitigation)
-    for index, site in enumerate(result.model.sites):
-        gone = (~result.keep[site.units]).nonzero()[:, 0]
-        assert len(gone)
-        for parameter, dim, owner in result.model.unit_parameters(index):
-            assert parameter.grad is not None
-            lost = torch.isin(owner, gone)
-            where, stays = lost.nonzero()[:, 0], (~lost).nonzero()[:, 0]
-            for values in (parameter.detach(), parameter.grad):
-                assert not values.index_select(dim, where).any()
-                assert values.index_select(dim, stays).any()
+def test_margin_spares_units_from_changing_places() -> None:
+    # All dormant units have scores a tenth above those kept: with a margin of a fifth none returns.
+    for margin, returns in ((0.0, True), (0.2, False)):
+        pruner, _ = fixed_pruner(refresh=(4,))
+        pruner.allow_regrowth(margin)
+        for step in (1, 2, 3):
+            pruner.after_step(step)
+        before = pruner.keep.clone()
+        pruner.values = torch.where(before, 1.0, 1.1)
+        changed = pruner.after_step(4)
+        assert (changed is not None) == returns
+        assert bool((pruner.keep & ~before).any()) == returns
 
 
-def test_average_of_removed_weights_is_exactly_zero() -> None:
-    result, _ = train_pruned(shapes(img_size=32))
-    for index, site in enumerate(result.model.sites):
-        gone = (~result.keep[site.units]).nonzero()[:, 0]
-        for parameter, dim, owner in result.model.unit_parameters(index):
-            where = torch.isin(owner, gone).nonzero()[:, 0]
-            assert not parameter.detach().index_select(dim, where).any()
+def test_without_returns_there_are_no_choices_at_refresh_steps() -> None:
+    pruner, _ = fixed_pruner(refresh=(4,))
+    for step in (1, 2, 3):
+        pruner.after_step(step)
+    pruner.values = -pruner.values
+    assert pruner.after_step(4) is None
+
+
+def test_a_budget_out_of_reach_is_refused_before_the_training() -> None:
+    # One head and eight neurons a site cost 4 * (16 + 8) of 640.
+    with pytest.raises(ValueError, match=r"a budget of 64 MACs is below .* need 96"):
+        fixed_pruner(macs_ratio=0.1)

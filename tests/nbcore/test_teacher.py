@@ -70,9 +70,7 @@ def test_large_images_are_shrunk_to_the_side_it_knows() -> None:
     assert torch.equal(teacher(large), teacher(small))
 
 
-def test_dense_run_learns_from_its_teacher(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dense_run_learns_from_its_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Distillation] = []
     real = pipeline.train
 

@@ -50,6 +50,10 @@ class StoppingHandoff(Stopping, Handoff):
         Handoff.__init__(self)
         self.at = at
 
+    def after_step(self, step: int) -> None:
+        Handoff.after_step(self, step)
+        Stopping.after_step(self, step)
+
 
 def train_dense(mitigation: Mitigation | None = None, **options: Any) -> TrainResult:
     config = options.pop("config", TRAIN)

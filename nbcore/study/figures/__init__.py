@@ -2,59 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from nbcore.study.claims import best_mitigation, mitigations_of
+from nbcore.study.claims import best_mitigation
 from nbcore.study.figures.accuracy import draw_accuracy
 from nbcore.study.figures.burden import draw_burden
 from nbcore.study.figures.forest import draw_recovered, draw_relief
 from nbcore.study.figures.load import draw_load
-from nbcore.study.figures.style import (
-    BLACK,
-    FAINT,
-    GREY,
-    HOSTS,
-    MARKERS,
-    PALETTE,
-    STYLE,
-    host_name,
-    host_style,
-    main_mitigations,
-    ordered_hosts,
-    shared_legend,
-    spoken,
-)
-from nbcore.study.grid import DENSE_PLUS, TWIN, WEIGHTS, StudyConfig
-from nbcore.study.statistics import (
-    CELL,
-    Estimate,
-    complete_part,
-    damage_correlation,
-    differences_in_differences,
-    gains,
-    mean_over_seeds,
-    overall,
-    pruned_runs,
-    pruning_loss,
-    ratio_of_means,
-    recovered,
-    run_damage,
-    site_correlation,
-    site_damage,
-    values_by_seed,
-)
-from nbcore.study.verdicts import number
+from nbcore.study.figures.style import STYLE
+from nbcore.study.grid import StudyConfig
 
 Frames = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
 

@@ -48,7 +48,7 @@ def draw_accuracy(study: StudyConfig, runs: pd.DataFrame, best: str | None) -> F
     for row in range(rows):
         panels[row * columns].set_ylabel("test top-1 (%)")
     order = [*map(spoken, shown), "other mitigations", "dense, trained on", "small twin"]
-    shared_legend(figure, panels[: len(hosts)], order, columns=4)
+    shared_legend(figure, list(panels[: len(hosts)]), order, columns=4)
     return figure
 
 
