@@ -383,7 +383,8 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from nbcore.pipeline import export_variant, load_for, read_trained
+    from nbcore.checkpoint import read_trained
+    from nbcore.complete import export_variant, load_for
 
     variant = read_trained(options.checkpoints, options.id)
     variant = export_variant(
@@ -397,7 +398,8 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _measure(options: argparse.Namespace) -> int:
-    from nbcore.pipeline import load_for, measure_variant, read_trained
+    from nbcore.checkpoint import read_trained
+    from nbcore.complete import load_for, measure_variant
 
     variant = read_trained(options.checkpoints, options.id)
     report = measure_variant(
@@ -420,7 +422,7 @@ def _measure(options: argparse.Namespace) -> int:
 
 
 def _add(options: argparse.Namespace) -> int:
-    from nbcore.verify import add_variant
+    from nbcore.add import add_variant
 
     print(f"{add_variant(options.folder, options.checkpoints, options.data).id}: added")
     return 0

@@ -9,21 +9,19 @@ result.
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import logging
-import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nbcore.burden import MeteredViT
+from nbcore.parity import Parity, compare
 
 if TYPE_CHECKING:
     import onnx
@@ -33,37 +31,6 @@ OPSET = 20
 INPUTS = ("image", "unit_gate", "unit_keep")
 OUTPUTS = ("logits", "unit_load", "token_load", "stream")
 GROUP_OUTPUT = "token_group"
-TOLERANCE = 1e-5
-PARITY_BATCHES = (1, 2, 7)
-
-logger = logging.getLogger(__name__)
-
-
-class ExportError(RuntimeError):
-    """The exported graph does not compute what the torch model computes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parity:
-    """Largest differences between the ONNX graph and torch."""
-
-    logits: float
-    """Absolute."""
-    loads: float
-    """Euclidean norm of the difference over that of the loads, for one site and photo."""
-    images: int
-    tie_share: float | None
-    """Share of images whose patches the two match differently (compared given equal matches); None
-    without merging."""
-
-    def check(self, name: str) -> None:
-        """Raise ExportError if a difference is above the tolerance."""
-        for what, value in (("logits", self.logits), ("loads", self.loads)):
-            if not value <= TOLERANCE:
-                raise ExportError(
-                    f"{name}: ONNX and torch {what} differ by {value:.2e} on {self.images} images, "
-                    f"at most {TOLERANCE:.0e} is accepted; the file was not kept"
-                )
 
 
 def export(metered: MeteredViT, path: Path, images: Tensor, *, name: str) -> Parity:
@@ -84,7 +51,7 @@ def export(metered: MeteredViT, path: Path, images: Tensor, *, name: str) -> Par
     try:
         write_onnx(metered, temporary, name=name)
         parity = compare(open_session(temporary), metered, images)
-        parity.check(name)
+        parity.check(name, "the file was not kept")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -92,14 +59,13 @@ def export(metered: MeteredViT, path: Path, images: Tensor, *, name: str) -> Par
 
 
 @torch.no_grad()
-def round_to_half(metered: MeteredViT) -> None:
-    """Round all parameters of the model to half precision in place; means and buffers stay as they
-    are.
+def round_to_half(model: nn.Module) -> None:
+    """Round all parameters of a model to half precision in place; buffers stay as they are.
 
     Raises:
         ValueError: If a weight does not fit half precision.
     """
-    for name, parameter in metered.model.named_parameters():
+    for name, parameter in model.named_parameters():
         rounded = parameter.half()
         if not torch.isfinite(rounded).all():
             raise ValueError(
@@ -215,73 +181,3 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-def as_input(images: Tensor) -> Tensor:
-    """uint8 images [B, 3, S, S] as the model's input in [0, 1]."""
-    return images.float() / 255
-
-
-def parity_batches(images: Tensor) -> Iterator[Tensor]:
-    """Batches of 1, 2 and 7 images first, then the rest by 32."""
-    start = 0
-    for size in PARITY_BATCHES:
-        yield images[start : start + size]
-        start += size
-    yield from images[start:].split(32)
-
-
-@torch.no_grad()
-def compare(session: onnxruntime.InferenceSession, metered: MeteredViT, images: Tensor) -> Parity:
-    """Run a graph and its torch twin on the same photos.
-
-    Torch runs in double precision: in single precision its own rounding is the larger part of the
-    difference. Merging models are compared given the graph's match; photos that double precision
-    would match differently are counted.
-
-    Args:
-        session: Of the exported file.
-        metered: The torch model on the CPU, in evaluation mode.
-        images: uint8 [n, 3, S, S], at least one.
-
-    Raises:
-        ValueError: If there is no image to compare on.
-    """
-    if not len(images):
-        raise ValueError("comparing a graph with torch needs at least one image")
-    sizes = [site.num_units for site in metered.model.sites]
-    worst_logits = worst_loads = 0.0
-    ties = 0
-    merging = metered.model.merge is not None
-    reference = copy.deepcopy(metered).double()
-    for batch in parity_batches(images):
-        if not len(batch):
-            continue
-        x = as_input(batch)
-        found = [torch.from_numpy(value) for value in session.run(None, {"image": x.numpy()})]
-        group = found[4] if merging else None
-        if merging:
-            own = reference(x.double())[4]
-            ties += int((own != group).any(1).sum())
-        wanted = reference(x.double(), group=group)
-        worst_logits = _worse(worst_logits, (found[0] - wanted[0]).abs().max().item())
-        for a, b in (
-            *zip(found[1].split(sizes, 1), wanted[1].split(sizes, 1), strict=True),
-            *zip(found[2].unbind(1), wanted[2].unbind(1), strict=True),
-            (found[3], wanted[3]),
-        ):
-            worst_loads = _worse(worst_loads, _relative(a, b))
-    tie_share = ties / len(images) if merging else None
-    return Parity(logits=worst_logits, loads=worst_loads, images=len(images), tie_share=tie_share)
-
-
-def _relative(found: Tensor, wanted: Tensor) -> float:
-    """Largest relative error of a row in the Euclidean norm; single loads near zero are differences
-    of large numbers, so no float32 graph has them to five digits. A row of zeros must be met."""
-    size = wanted.norm(dim=-1).clamp_min(torch.finfo(wanted.dtype).tiny)
-    return ((found - wanted).norm(dim=-1) / size).max().item()
-
-
-def _worse(worst: float, value: float) -> float:
-    """The larger difference; not-a-number is the worst of all, where `max` would drop it."""
-    return value if math.isnan(value) or value > worst else worst

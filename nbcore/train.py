@@ -261,8 +261,8 @@ def train(
             if not hide:
                 speed = per_epoch * batch_size / (time.perf_counter() - began)
                 bar.update()
-                loss = state.history[-1]["loss"]
-                bar.set_postfix(loss=f"{loss:.3f}", img_s=f"{speed:.0f}", top1=_last_top1(state))
+                loss = f"{state.history[-1]['loss']:.3f}" if state.history else "-"
+                bar.set_postfix(loss=loss, img_s=f"{speed:.0f}", top1=_last_top1(state))
             if state_path is not None and (
                 state.epoch % config.save_every == 0 or state.epoch == config.total_epochs
             ):

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from nbcore import checkpoint
 from nbcore.checkpoint import CheckpointError, Variant
-from nbcore.data import load_dataset
-from nbcore.export import GROUP_OUTPUT, INPUTS, OUTPUTS, ExportError, compare, open_session
-from nbcore.pipeline import PARITY_IMAGES, load_for, onnx_accuracy, read_trained, spread
+from nbcore.complete import load_for, onnx_accuracy
+from nbcore.data import load_dataset, spread
+from nbcore.export import GROUP_OUTPUT, INPUTS, OUTPUTS, open_session
+from nbcore.parity import PARITY_IMAGES, ExportError, compare
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -66,7 +67,7 @@ def verify(
     yield _total_size(folder)
     for variant in chosen if only else manifest.variants:
         try:
-            yield from _verify_variant(folder, variant, data_dir, accuracy)
+            yield from verify_variant(folder, variant, data_dir=data_dir, accuracy=accuracy)
         except (CheckpointError, ExportError) as error:
             yield Finding(variant=variant.id, ok=False, text=str(error))
 
@@ -77,16 +78,22 @@ def _total_size(folder: Path) -> Finding:
     return Finding(variant="manifest", ok=total <= MAX_TOTAL_BYTES, text=text)
 
 
-def _verify_variant(
-    folder: Path, variant: Variant, data_dir: Path | None, accuracy: bool
+def verify_variant(
+    folder: Path, variant: Variant, *, data_dir: Path | None = None, accuracy: bool = False
 ) -> Iterator[Finding]:
+    """Check one variant; arguments as for `verify`.
+
+    Raises:
+        CheckpointError, ExportError: At the first promise after which others cannot be checked.
+    """
+
     def finding(text: str, ok: bool = True) -> Finding:
         return Finding(variant=variant.id, ok=ok, text=text)
 
     checkpoint.verify_files(folder, variant)
-    if read_trained(folder, variant.id) != variant:
+    if checkpoint.read_trained(folder, variant.id) != variant:
         raise CheckpointError(f"variant {variant.id}: variant.json and the manifest disagree")
-    _check_descent(folder, variant)
+    checkpoint.check_recorded_base(folder, variant)
     yield finding(f"{len(variant.files)} files have their hashes")
     big = [e.path for e in variant.files.values() if e.size_bytes > checkpoint.MAX_FILE_BYTES]
     if big:
@@ -97,29 +104,30 @@ def _verify_variant(
     check_contract(session, variant)
     yield finding("the graph keeps the contract")
     parity = compare(session, metered, _photos(folder, variant, data_dir))
-    parity.check(variant.id)
+    parity.check(f"variant {variant.id}", f"re-run `python -m nbcore export {variant.id}`")
     ties = "" if parity.tie_share is None else f", {parity.tie_share:.1%} matched differently"
     yield finding(
-        f"ONNX = torch on {parity.images} images: logits {parity.logits:.1e}, "
-        f"loads {parity.loads:.1e}{ties}"
+        f"ONNX = torch on {parity.images} images: logits {parity.logits:.1e}, loads "
+        f"{parity.loads:.1e}, single loads {parity.loads_largest:.1e}{ties}"
     )
     if accuracy:
         found = onnx_accuracy(path, load_for(folder, variant, data_dir).test, title=variant.id)
-        close = (
-            abs(found["top1"] - variant.metrics["top1"]) <= TOP1_TOLERANCE
-            and abs(found["loss"] - variant.metrics["loss"]) <= LOSS_TOLERANCE
-            and found["num_images"] == variant.metrics["num_images"]
-        )
-        yield finding(
-            f"top-1 {found['top1']:.4f} on {found['num_images']} images, "
-            f"manifest says {variant.metrics['top1']:.4f}",
-            close,
-        )
+        yield finding(*_compare_metrics(found, variant.metrics))
 
 
-def _check_descent(folder: Path, variant: Variant) -> None:
-    if variant.base is not None and (folder / variant.base / checkpoint.VARIANT).is_file():
-        checkpoint.check_base(folder, variant, read_trained(folder, variant.base))
+def _compare_metrics(found: Mapping[str, Any], stated: Mapping[str, Any]) -> tuple[str, bool]:
+    """What was measured again, in words, and whether it is what the manifest says."""
+    limits = {"top1": TOP1_TOLERANCE, "loss": LOSS_TOLERANCE, "num_images": 0}
+
+    def said(metrics: Mapping[str, Any]) -> str:
+        top1, loss, count = (metrics.get(name, math.nan) for name in limits)
+        return f"top-1 {top1:.4f}, loss {loss:.4f} on {count} images"
+
+    same = all(
+        name in stated and abs(found[name] - stated[name]) <= limit
+        for name, limit in limits.items()
+    )
+    return f"{said(found)}, manifest says {said(stated)}", same
 
 
 def _open(path: Path, variant: Variant) -> onnxruntime.InferenceSession:
@@ -147,109 +155,31 @@ def check_contract(session: onnxruntime.InferenceSession, variant: Variant) -> N
     Raises:
         CheckpointError: If inputs, outputs, shapes or metadata differ from the contract.
     """
-
-    def require(what: str, found: object, wanted: object) -> None:
-        if found != wanted:
-            raise CheckpointError(
-                f"variant {variant.id}: {what} of model.onnx is {found}, the contract says {wanted}"
-            )
-
-    units, side = variant.num_units, variant.img_size
-    inputs = {i.name: (i.type, i.shape[1:]) for i in session.get_inputs()}
-    inputs |= {i.name: (i.type, i.shape[1:]) for i in session.get_overridable_initializers()}
-    outputs = {o.name: o.shape[1:] for o in session.get_outputs()}
-    wanted = dict(
-        zip(
-            OUTPUTS,
-            (
-                [len(variant.classes)],
-                [units],
-                [len(variant.sites), variant.grid[0] * variant.grid[1]],
-                [len(variant.sites)],
-            ),
-            strict=True,
-        )
-    )
+    units, side, patches = variant.num_units, variant.img_size, variant.grid[0] * variant.grid[1]
+    given = [*session.get_inputs(), *session.get_overridable_initializers()]
+    inputs = {i.name: (i.type, i.shape[1:]) for i in given}
+    shapes = ([3, side, side], [units], [units])
+    outputs = [len(variant.classes)], [units], [len(variant.sites), patches], [len(variant.sites)]
+    wanted = dict(zip(OUTPUTS, outputs, strict=True))
     if variant.merge is not None:
-        wanted[GROUP_OUTPUT] = [variant.grid[0] * variant.grid[1]]
-    require(
-        "inputs",
-        inputs,
-        dict(
-            zip(
-                INPUTS,
-                (
-                    ("tensor(float)", [3, side, side]),
-                    ("tensor(float)", [units]),
-                    ("tensor(float)", [units]),
-                ),
-                strict=True,
-            )
+        wanted[GROUP_OUTPUT] = [patches]
+    metadata = session.get_modelmeta().custom_metadata_map
+    parts: tuple[tuple[str, object, object], ...] = (
+        ("inputs", inputs, {n: ("tensor(float)", s) for n, s in zip(INPUTS, shapes, strict=True)}),
+        ("outputs", {o.name: o.shape[1:] for o in session.get_outputs()}, wanted),
+        ("variant", metadata.get("variant"), variant.id),
+        ("num_units", metadata.get("num_units"), json.dumps(units)),
+        ("grid", metadata.get("grid"), json.dumps(variant.grid)),
+        ("site_names", metadata.get("site_names"), json.dumps([s.name for s in variant.sites])),
+        (
+            "site_sizes",
+            metadata.get("site_sizes"),
+            json.dumps([len(s.kept) for s in variant.sites]),
         ),
     )
-    require("outputs", outputs, wanted)
-    metadata = session.get_modelmeta().custom_metadata_map
-    require("variant", metadata.get("variant"), variant.id)
-    require("num_units", metadata.get("num_units"), str(units))
-    require("grid", json.loads(metadata.get("grid", "null")), list(variant.grid))
-    sizes = [len(site.kept) for site in variant.sites]
-    require("site_sizes", json.loads(metadata.get("site_sizes", "null")), sizes)
-
-
-def add_variant(source: Path, folder: Path, data_dir: Path | None) -> Variant:
-    """Take a variant folder into a checkpoint folder after checking it.
-
-    Args:
-        source: Folder with `variant.json` and the files it names, as `run` left it.
-        folder: Checkpoint folder; its manifest gets the new entry.
-        data_dir: Prepared photos for the parity check; generated pictures without.
-
-    Raises:
-        CheckpointError: If the variant is incomplete, damaged, or its dense base is not there.
-    """
-    source, folder = source.resolve(), folder.resolve()
-    if source.parent == folder:
-        raise CheckpointError(f"{source} lies in {folder} already; complete it with `export`")
-    variant = read_trained(source.parent, source.name)
-    if variant.id != source.name:
-        raise CheckpointError(f"{source} holds variant {variant.id}; name the folder like it")
-    if (folder / variant.id).exists():
-        raise CheckpointError(f"{folder} has a {variant.id} already; remove or rename one of them")
-    _check_entries(folder, source, variant)
-    for finding in _verify_variant(source.parent, variant, data_dir, accuracy=False):
-        if not finding.ok:
-            raise CheckpointError(f"variant {variant.id}: {finding.text}")
-    staging = folder / f".{variant.id}.part"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
-        for entry in variant.files.values():
-            shutil.copy2(checkpoint.resolve(source.parent, variant.id, entry), staging)
-        shutil.copy2(source / checkpoint.VARIANT, staging)
-        staging.replace(folder / variant.id)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    try:
-        checkpoint.register_variant(folder, variant)
-    except CheckpointError:
-        shutil.rmtree(folder / variant.id)
-        raise
-    return variant
-
-
-def _check_entries(folder: Path, source: Path, variant: Variant) -> None:
-    """Raise CheckpointError if a folder cannot take a variant in, whatever its files hold."""
-    own = {f"{variant.id}/{Path(entry.path).name}" for entry in variant.files.values()}
-    if {entry.path for entry in variant.files.values()} != own:
-        raise CheckpointError(
-            f"variant {variant.id} names files outside of its folder: "
-            f"{sorted(entry.path for entry in variant.files.values())}"
-        )
-    exists = (folder / checkpoint.MANIFEST).exists()
-    known = {v.id: v for v in checkpoint.read_manifest(folder).variants} if exists else {}
-    if variant.id in known:
-        raise CheckpointError(f"{folder} has a variant {variant.id} already; remove or rename it")
-    if variant.base is not None:
-        if variant.base not in known:
-            raise CheckpointError(f"variant {variant.id} needs its base; add {variant.base} first")
-        checkpoint.check_base(source.parent, variant, known[variant.base])
+    for what, found, right in parts:
+        if found != right:
+            raise CheckpointError(
+                f"variant {variant.id}: {what} of model.onnx is {found}, the contract says "
+                f"{right}; re-run `python -m nbcore export {variant.id}`"
+            )

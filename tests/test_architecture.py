@@ -15,11 +15,12 @@ from tests.sources import ROOT, Rule, Source, parse, python_files, read
 # A module may import those before it. The order is that of the story, with these choices:
 # `preprocessing` stands before `data`, since training and app must crop alike; `evaluate` before
 # `train`, which reads its own validation accuracy; `checkpoint` behind all that a reader needs to
-# rebuild a model and before `export`, since it is the contract that an export fills.
+# rebuild a model and before `export`, since it is the contract that an export fills. `pipeline`
+# tells the story whose chapters are `stages`, `fit`, `record` and `complete`.
 NBCORE = """
 registry config recipes preprocessing data augment vit masking macs burden pruning
-mitigation evaluate train teacher measure compact checkpoint export provenance pipeline
-verify study bench __main__
+mitigation evaluate train teacher measure compact checkpoint parity export provenance stages fit
+record complete pipeline verify add study bench __main__
 """
 APP = """
 errors settings text theme images amounts path_integral provider sites registry catalog
@@ -35,6 +36,9 @@ TRAINING = {
     "mitigation",
     "train",
     "recipes",
+    "fit",
+    "record",
+    "complete",
     "pipeline",
     "study",
     "bench",

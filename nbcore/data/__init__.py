@@ -10,6 +10,7 @@ from nbcore.data.base import DATASETS, Dataset, Split, View, load_dataset
 from nbcore.data.folder import load_folder
 from nbcore.data.prepared import Prepared, prepare
 from nbcore.data.shapes import load_shapes
+from nbcore.data.splits import spread
 from nbcore.preprocessing import preprocess
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "load_shapes",
     "prepare",
     "preprocess",
+    "spread",
 ]

@@ -89,6 +89,17 @@ def make_split(arrays: Arrays, positions: np.ndarray, view: View, *, crop_pct: f
     )
 
 
+def spread(split: Split, limit: int) -> Split:
+    """At most `limit` images, evenly spaced over a split."""
+    count = min(limit, len(split.names))
+    picks = torch.linspace(0, len(split.names) - 1, count).round().long()
+    return Split(
+        images=split.images[picks],
+        targets=split.targets[picks],
+        names=tuple(split.names[i] for i in picks.tolist()),
+    )
+
+
 def _fit(images: np.ndarray, img_size: int, crop_pct: float) -> np.ndarray:
     """Images [n, 1 or 3, H, W] as [n, 3, img_size, img_size]; the same array if nothing changes."""
     if images.shape[1] == 1:

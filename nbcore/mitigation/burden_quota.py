@@ -53,8 +53,8 @@ class BurdenQuota(Mitigation):
 
     def weights(self) -> Tensor:
         """Weight of each site in the next removal [L]."""
+        now = pooled_site_loads(measure_loads(self.model, self.batches()))  # what is gone has none
         kept = [(self.model.keep[site.units] > 0).nonzero()[:, 0] for site in self.model.sites]
-        now = pooled_site_loads(measure_loads(self.model, self.batches()), kept)
         burden = now / pooled_site_loads(self.fork, kept)
         return quota_weights(burden, self.model.sites, self.gamma)
 

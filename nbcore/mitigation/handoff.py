@@ -110,12 +110,22 @@ def handoff_matrix(covariance: Tensor, lost: Tensor, kept: Tensor, ridge: float)
 
     Returns:
         T [p, s].
+
+    Raises:
+        ValueError: If the ridge is too small for the covariance's rounding errors.
     """
     own = covariance[kept][:, kept]
     # Survivors without any variance predict nothing: T = 0, and not 0 / 0.
     scale = (ridge * own.diagonal().mean()).clamp_min(torch.finfo(own.dtype).tiny)
     own.diagonal().add_(scale)
-    return torch.cholesky_solve(covariance[kept][:, lost], torch.linalg.cholesky(own)).T
+    try:
+        factor = torch.linalg.cholesky(own)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise ValueError(
+            f"handoff: the survivors' covariance is not positive with ridge={ridge}; choose a "
+            "larger one"
+        ) from error
+    return torch.cholesky_solve(covariance[kept][:, lost], factor).T
 
 
 @torch.no_grad()

@@ -7,9 +7,9 @@ Let W be a site's write columns with its bias as one more column. Columns P that
 so row u of `shares` says how much of column u each column holds, and W_u shares_u is u's share in
 the others. What a unit received from earlier leavers goes on with it, thus the rows change as the
 weights do: shares <- shares + shares_P T. Columns P that return take back what they gave, also what
-went on from hand to hand; X undoes P's own gifts to each other:
+went on from hand to hand; V is what is in them without what they hold of each other:
 
-    W <- W - W_P X,   shares <- shares - shares_P X,   (I + shares_PP) X = shares_P
+    W <- W - V shares_P,   V = W_P (I + shares_PP)^-1,   and the same for the rows of `shares`
 
 Leaving and returning with nothing in between restores everything. In between the others have been
 trained: they keep what they learned and lose what they were given.
@@ -35,9 +35,9 @@ class _Debt:
     columns: Tensor
     """Those that returned [p]."""
     weights: Tensor
-    """What was written in them when they returned [D, p]."""
+    """V [D, p]."""
     gifts: Tensor
-    """X: how much of them each column and the bias holds [p, n + 1]; zero where all was paid."""
+    """How much of them each column and the bias holds [p, n + 1]; zero where all was paid."""
     paid: int
     """Parts that are paid; as many as the steps that the gate has opened."""
 
@@ -84,13 +84,12 @@ class Ledger:
             return
         own = self.shares[regained]
         among = torch.eye(len(regained), dtype=own.dtype, device=own.device) + own[:, regained]
-        gifts = torch.linalg.solve(among, own)
-        weights = self.layer.weight[:, regained].clone()
+        weights = torch.linalg.solve(among, self.layer.weight[:, regained], left=False)
         if self.fade_steps:
-            self.debts.append(_Debt(regained, weights, gifts, paid=0))
+            self.debts.append(_Debt(regained, weights, own, paid=0))
         else:
-            self._subtract(weights @ gifts)
-        self.shares -= self.shares[:, regained] @ gifts
+            self._subtract(weights @ own)
+        self.shares -= torch.linalg.solve(among, self.shares[:, regained], left=False) @ own
         self.shares[regained] = 0
 
     @torch.no_grad()

@@ -28,6 +28,7 @@ class TaylorPruner(ScheduledPruner):
     def __init__(self, model: PrunableViT, budget: Budget, generator: torch.Generator) -> None:
         super().__init__(model, budget, generator)
         self.average = torch.zeros(model.num_units, device=model.keep.device)
+        self.gain = torch.zeros_like(self.average)
 
     def after_backward(self, gate_gradient: Tensor | None) -> None:
         assert gate_gradient is not None
@@ -35,13 +36,25 @@ class TaylorPruner(ScheduledPruner):
         # A step with broken gradients is left out by the trainer, and one NaN would stay for ever.
         whole = torch.isfinite(importance).all()
         self.average.lerp_(torch.where(whole, importance, self.average), 1 - SMOOTHING)
+        if self.regrows:
+            gain = -gate_gradient.float().mean(0)
+            self.gain.lerp_(torch.where(whole, gain, self.gain), 1 - SMOOTHING)
 
     def scores(self) -> Tensor:
-        return self.average
+        """Importance [U]; where units may return, a resting one counts for what its return gains.
+
+        A kept unit sits near a minimum of the loss, where single images pull its gate either way
+        and the mean pull vanishes; a resting one does not, so the mean square would flatter it. Its
+        score is the square of the mean gain, 0 if its return would raise the loss.
+        """
+        if not self.regrows:
+            return self.average
+        return torch.where(self.keep, self.average, self.gain.clamp_min(0).pow(2))
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"average": self.average}
+        return super().state_dict() | {"average": self.average, "gain": self.gain}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.average.copy_(state["average"])
+        self.gain.copy_(state["gain"])

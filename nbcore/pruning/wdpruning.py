@@ -5,9 +5,10 @@ kept. Scores get the gradient of their unit's gate, kept or not (straight throug
 sum of it over the kept units. While the cost S = sum of MACs sigmoid(theta_l) exceeds the budget R,
 the loss has the term lambda_1 (S - R) + lambda_2 (S - R)², whose multipliers rise by ascent.
 
-After the last removal step all thresholds are moved together until the budget is met (a unit at
-rank r is worth theta_l - logit((r + 1/2) / n_l), what the threshold could still fall until the unit
-goes), and masks are frozen, or chosen again at the refresh steps where a mitigation asks for it.
+At the last removal step, and before where less than the budget would stay, all thresholds are moved
+together until the budget is met: a unit at rank r is worth theta_l - logit((r + 1/2) / n_l), what
+the threshold could still fall until the unit goes. Then masks are frozen, or chosen again at the
+refresh steps where a mitigation asks for it.
 
 Source:
     Yu et al., "Width & Depth Pruning for Vision Transformers", AAAI 2022, and its code.
@@ -15,7 +16,7 @@ Source:
     scores and thresholds at the removal steps and not at every step; neuron counts are multiples
     of 8, not 16; thresholds start at 5 and not 10, and scores and thresholds learn at a rate that
     fits the length of the search, since at the source's 0.0025 per step they would cross a tenth of
-    their way in a thousand steps; the final cut.
+    their way in a thousand steps; the cut at the budget.
 """
 
 from __future__ import annotations
@@ -102,7 +103,10 @@ class WDPruningPruner(BasePruner):
         if step not in (*self.budget.steps, *refresh):
             return None
         self.frozen = step == (*self.budget.steps, *refresh)[-1]
-        return self.change(self._cut() if step >= self.budget.steps[-1] else self._learned())
+        keep = self._learned()
+        spent = self.budget.macs.total([int(keep[s.units].sum()) for s in self.model.sites])
+        within = spent <= self.budget.macs_ratio * self.budget.dense_macs
+        return self.change(self._cut() if within or step >= self.budget.steps[-1] else keep)
 
     def _ranks(self) -> list[Tensor]:
         """Units of each site, best first, positions among all units."""

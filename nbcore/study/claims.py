@@ -111,15 +111,16 @@ def all_claims(study: StudyConfig, runs: pd.DataFrame, sites: pd.DataFrame) -> l
 def claims_on_gains(study: StudyConfig, runs: pd.DataFrame) -> list[Claim]:
     """Does a mitigation make pruned models of equal MACs better?"""
     names = mitigations_of(study, runs)
-    estimates = _family({name: overall(gains(runs, name)) for name in names})
+    tables = {name: gains(runs, name) for name in names}
+    estimates = _family({name: overall(table) for name, table in tables.items()})
     return [
         Claim(
             topic="gain",
             sentence=f"`{name}` makes pruned models of equal cost more accurate.",
             verdict=judge(estimates[name], study.small_effect),
-            numbers=f"mean over {_extent(gains(runs, name))}: {points(estimates[name])}, "
+            numbers=f"mean over {_extent(tables[name])}: {points(estimates[name])}, "
             f"Holm p = {_p(estimates[name])} over {len(names)} mitigations; "
-            f"{_counted(gains(runs, name), study.small_effect)}",
+            f"{_counted(tables[name], study.small_effect)}",
         )
         for name in names
     ]

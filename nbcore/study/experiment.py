@@ -19,13 +19,12 @@ from nbcore import checkpoint
 from nbcore.burden import MeteredViT, PooledLoads, calibrate
 from nbcore.compact import compact, kept_units
 from nbcore.config import TrainConfig
-from nbcore.data import Dataset, Split, load_dataset
+from nbcore.data import Dataset, Split, load_dataset, spread
 from nbcore.evaluate import evaluate, predict_logits, torch_predict
 from nbcore.export import round_to_half
 from nbcore.macs import macs_of
 from nbcore.measure import measure_burden, pooled_loads
 from nbcore.mitigation import create_mitigation
-from nbcore.pipeline import read_trained, spread
 from nbcore.provenance import device_name, source_commit
 from nbcore.pruning import PRUNERS, Pruner, plan_budget
 from nbcore.study.forks import (
@@ -153,7 +152,7 @@ class Laboratory:
     def _shipped(self) -> MeteredViT:
         """The dense variant that all seeds fork from."""
         folder = Path(self.study.fork)
-        variant = read_trained(folder.parent, folder.name)
+        variant = checkpoint.read_trained(folder.parent, folder.name)
         checkpoint.verify_files(folder.parent, variant, ("weights",))
         return checkpoint.load_model(folder.parent, variant).to(self.device)
 
@@ -220,7 +219,7 @@ class Laboratory:
     def _train_from_fork(
         self, arm: Arm, start: dict[str, Tensor], data: Dataset, *, rehearsal: bool = False
     ) -> TrainResult:
-        config = _quiet(self.study.arm, rehearsal)
+        config = _quiet(self.study.arm_config(arm), rehearsal)
         mitigation = create_mitigation(
             "+".join(parts_of(arm.mitigation)), self.study.options_of(arm.mitigation)
         )

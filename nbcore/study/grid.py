@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from nbcore.config import DataConfig, ModelConfig, PruneConfig, TrainConfig
@@ -124,6 +124,9 @@ class StudyConfig:
     """When removal happens; host, budget and mitigation are each arm's own."""
     mitigation_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Options by mitigation, given to each arm that uses it."""
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What is tried in a tuning study, by name: "handoff@2" is handoff with these options instead,
+    "none@2" the host alone with these fields of the arm's training or pruning."""
     waves: tuple[Wave, ...]
     choice_seeds: tuple[int, ...] = ()
     """Seeds on whose validation split the best mitigation is chosen; it is confirmed on all
@@ -164,14 +167,29 @@ class StudyConfig:
             macs_ratio=arm.target_macs_ratio,
             mitigation="+".join(parts_of(arm.mitigation)),
             mitigation_options=self.options_of(arm.mitigation),
+            **self._own_fields(arm, PruneConfig),
         )
+
+    def arm_config(self, arm: Arm) -> TrainConfig:
+        """How an arm is trained: all alike, but where that is what is tried."""
+        return replace(self.arm, **self._own_fields(arm, TrainConfig))
+
+    def _own_fields(self, arm: Arm, kind: type) -> dict[str, Any]:
+        if not arm.mitigation.startswith("none@"):
+            return {}
+        known = {f.name for f in fields(kind)}
+        return {k: v for k, v in self.settings[arm.mitigation].items() if k in known}
 
     def options_of(self, mitigation: str) -> dict[str, Mapping[str, Any]]:
         """Options of the parts of a mitigation."""
-        parts = parts_of(mitigation)
-        return {
-            name: self.mitigation_options[name] for name in parts if name in self.mitigation_options
-        }
+        found: dict[str, Mapping[str, Any]] = {}
+        for label in _labels_of(mitigation):
+            name = label.partition("@")[0]
+            if "@" in label and name != "none":
+                found[name] = self.settings[label]
+            elif name in self.mitigation_options:
+                found[name] = self.mitigation_options[name]
+        return found
 
     def fingerprint(self, arm: Arm) -> str:
         """Eight hex digits that depend on everything that decides an arm's result but the code."""
@@ -183,7 +201,7 @@ class StudyConfig:
             "measured_on": [self.measure_images, self.calibration_images],
         }
         if arm.pruner != DENSE:
-            decides["train"] = asdict(self.arm)
+            decides["train"] = asdict(self.arm_config(arm))
             decides["options"] = self.options_of(arm.mitigation)
         if arm.pruner not in UNPRUNED:
             decides["prune"] = asdict(self.prune_config(arm))
@@ -203,10 +221,14 @@ def _arms_of(blocks: Sequence[Block], seed: int) -> Iterator[Arm]:
                     )
 
 
-def parts_of(mitigation: str) -> tuple[str, ...]:
-    """The mitigations of a composition; "published" is taken apart."""
+def _labels_of(mitigation: str) -> tuple[str, ...]:
     parts = mitigation.split("+")
     return tuple(p for part in parts for p in (PUBLISHED if part == "published" else (part,)))
+
+
+def parts_of(mitigation: str) -> tuple[str, ...]:
+    """The mitigations of a composition, without their settings; "published" is taken apart."""
+    return tuple(label.partition("@")[0] for label in _labels_of(mitigation))
 
 
 def acting_without_removal(mitigation: str) -> str:
@@ -295,6 +317,57 @@ def cifar10_four_layer() -> StudyConfig:
     ]
     waves = (Wave(seeds=(0, 1, 2, 3, 4), blocks=CORE), *others)
     return _four_layer("cifar10-four-layer", "cifar10", (45, 8), waves)
+
+
+@STUDIES.register("cifar10-tuning")
+def cifar10_tuning() -> StudyConfig:
+    """Five trials for every arm, the host alone included, on a seed of its own.
+
+    Chosen is what has the smallest mean validation loss; test figures are not looked at.
+
+    Command: python -m nbcore study cifar10-tuning --data DIR
+    Time: not measured yet.
+    Expected: unknown.
+    """
+    trials: dict[str, list[dict[str, Any]]] = {
+        "none": [
+            {"lr": 1e-3, "end": 0.3},
+            {"lr": 2e-3, "end": 0.3},
+            {"lr": 4e-3, "end": 0.3},
+            {"lr": 2e-3, "end": 0.6},
+            {"lr": 4e-3, "end": 0.6},
+        ],
+        "token_merging": [
+            {"block": 1, "r": 8},
+            {"block": 1, "r": 16},
+            {"block": 1, "r": 32},
+            {"block": 2, "r": 16},
+            {"block": 2, "r": 32},
+        ],
+        "persistent_dynamic": [
+            {"fade": fade, "margin": margin}
+            for fade, margin in ((18, 0.2), (18, 1.0), (18, 4.0), (0, 1.0), (54, 1.0))
+        ],
+        "handoff": [{"ridge": ridge} for ridge in (1e-3, 1e-2, 0.1, 0.3, 1.0)],
+        "distillation": [
+            {"weight": weight, "temperature": temperature}
+            for weight, temperature in ((0.5, 2.0), (1.0, 2.0), (2.0, 2.0), (4.0, 2.0), (2.0, 4.0))
+        ],
+        "reconstruction": [{"weight": weight} for weight in (0.5, 1.0, 2.0, 4.0, 8.0)],
+    }
+    settings = {
+        f"{name}@{i}": options
+        for i in range(5)
+        for name, tried in trials.items()
+        for options in tried[i : i + 1]
+    }
+    blocks = tuple(
+        Block(hosts=(host,), mitigations=("none", *settings), ratios=(ratio,))
+        for host, ratio in (("taylor", 0.1), ("s2vite", 0.1), ("taylor", 0.3), ("s2vite", 0.3))
+    )
+    waves = (Wave(seeds=(100,), blocks=blocks),)
+    study = _four_layer("cifar10-tuning", "cifar10", (45, 8), waves)
+    return replace(study, settings=settings, choice_seeds=())
 
 
 @STUDIES.register("mnist-four-layer")
@@ -391,13 +464,13 @@ def cifar10_smoke() -> StudyConfig:
     return StudyConfig(
         name="cifar10-smoke",
         data=DataConfig(dataset="shapes", img_size=32, validation_share=0.2),
-        data_options={"n_train": 1536, "n_test": 192},
+        data_options={"n_train": 960, "n_test": 192},
         model=ModelConfig(
             name="vit_tiny_patch16_224",
             kwargs=AVERAGED | {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4},
             stem="conv",
         ),
-        dense=replace(train, epochs=((32, 16),)),
+        dense=replace(train, epochs=((32, 10),)),
         arm=replace(train, lr=1e-3),
         prune=PruneConfig(pruner="taylor", macs_ratio=0.5, updates=4),
         mitigation_options={"token_merging": {"block": 1, "r": 4}},

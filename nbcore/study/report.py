@@ -25,7 +25,7 @@ from nbcore.study.grid import (
 )
 from nbcore.study.statistics import MIN_SEEDS
 from nbcore.study.summary import summarise
-from nbcore.study.tables import FAILURE_COLUMNS, Table, read_frames
+from nbcore.study.tables import ARM_COLUMNS, FAILURE_COLUMNS, Table, read_frames
 from nbcore.study.verdicts import REFUTED, SUPPORTED, UNDECIDED, Claim
 
 TOPICS = {
@@ -52,10 +52,9 @@ def write_report(study: StudyConfig, out: Path) -> Path:
     Raises:
         ValueError: If no run is finished.
     """
-    runs, sites, history = read_frames(out)
+    runs, sites, history = (in_grid_order(study, table) for table in read_frames(out))
     if runs.empty:
         raise ValueError(f"no finished run in {out / 'runs.csv'}; run `{study.command}` first")
-    runs = in_grid_order(study, runs)
     summary = summarise(runs)
     csv = summary.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     write_atomically(out / "summary.csv", csv)
@@ -74,13 +73,17 @@ def write_report(study: StudyConfig, out: Path) -> Path:
     return out / "README.md"
 
 
-def in_grid_order(study: StudyConfig, runs: pd.DataFrame) -> pd.DataFrame:
-    """Rows in the order of the grid, whatever order they were finished in; rows that the grid no
-    longer has come last."""
+def in_grid_order(study: StudyConfig, table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of any of the tables in the order of the grid, whatever order runs were finished in;
+    rows that the grid no longer has come last."""
     place = {arm: position for position, arm in enumerate(study.arms())}
-    arms = [Arm.from_columns(row) for row in runs.to_dict("records")]
-    order = sorted(range(len(arms)), key=lambda i: (place.get(arms[i], len(place)), arms[i].key))
-    return runs.iloc[order].reset_index(drop=True)
+    arms = [Arm.from_columns(row) for row in table[list(ARM_COLUMNS)].to_dict("records")]
+    within = [name for name in ("site", "step") if name in table]
+    keys = table[within].assign(
+        place=[place.get(arm, len(place)) for arm in arms], key=[arm.key for arm in arms]
+    )
+    order = keys.sort_values(["place", "key", *within], kind="stable").index
+    return table.loc[order].reset_index(drop=True)
 
 
 def _opening(study: StudyConfig, runs: pd.DataFrame) -> Iterator[str]:
@@ -104,11 +107,19 @@ def _opening(study: StudyConfig, runs: pd.DataFrame) -> Iterator[str]:
         f"- Model: `{study.model.name}` with {dict(study.model.kwargs)}, stem "
         f"`{study.model.stem}`, from random initialisation."
     )
-    yield (
-        f"- Training: {study.dense.total_epochs} epochs for the dense model of a seed, from which "
-        f"all its arms fork, then {study.arm.total_epochs} epochs for every arm; a twin trains for "
-        f"{study.dense.total_epochs + study.arm.total_epochs} from scratch."
-    )
+    epochs = study.dense.total_epochs
+    if study.fork:
+        yield (
+            f"- Training: all arms of all seeds fork from one dense model, `{study.fork}`, and "
+            f"train for {study.arm.total_epochs} epochs; seeds differ in data order, augmentation "
+            "and what hosts draw."
+        )
+    else:
+        yield (
+            f"- Training: {epochs} epochs for the dense model of a seed, from which all its arms "
+            f"fork, then {study.arm.total_epochs} epochs for every arm; a twin trains for "
+            f"{epochs + study.arm.total_epochs} from scratch."
+        )
     yield (
         f"- Runs: {len(runs)} finished, {len(pruned)} of them pruned: "
         f"{pruned['pruner'].nunique()} hosts, {pruned['mitigation'].nunique()} mitigations, seeds "
@@ -301,7 +312,7 @@ def _method(study: StudyConfig) -> Iterator[str]:
         else "chosen by its gain on the validation split and judged on the test photos"
     )
     yield (
-        "All arms of a seed fork from one dense model and see the same data in the same order for "
+        "The arms of a seed fork from the same dense model and see the same data in the same order for "
         "the same number of steps; only differences within a seed are taken, and intervals are "
         "those of Student's t over seeds (statsmodels), of ratios Fieller's. `budget` is the "
         "target for MACs of the compact model over MACs of the dense one, token merging included "

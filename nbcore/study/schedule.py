@@ -27,7 +27,6 @@ class Schedule:
         self.waiting = list(waiting)
         self.done = done
         self.failed: dict[Arm, str] = {}
-        self.running: set[Task] = set()
         self.deaths: dict[Task, int] = {}
         self.rehearsals: list[tuple[str, Arm]] = []
         self.rehearsing: dict[str, str] = {}
@@ -48,14 +47,11 @@ class Schedule:
             name, arm = self.rehearsals.pop(0)
             task = Task(kind="rehearsal", arm=arm)
             self.rehearsing[name] = arm.key
-            self.running.add(task)
             return task
         for arm in self.waiting:
             if all(need in self.done for need in arm.needs()) and not self._compiling(arm):
                 self.waiting.remove(arm)
-                task = Task(kind="run", arm=arm)
-                self.running.add(task)
-                return task
+                return Task(kind="run", arm=arm)
         return None
 
     def _compiling(self, arm: Arm) -> bool:
@@ -78,8 +74,9 @@ class Schedule:
             logger.warning("rehearsal of %s: %s", task.arm.key, reason)
             return
         self.failed[task.arm] = reason
-        for arm in [arm for arm in self.waiting if task.arm in arm.needs()]:
-            self.waiting.remove(arm)
+        lost = [arm for arm in self.waiting if task.arm in arm.needs()]
+        self.waiting = [arm for arm in self.waiting if arm not in lost]
+        for arm in lost:
             self.fail(Task(kind="run", arm=arm), f"needs {task.arm.key}, which failed")
 
     def died(self, task: Task) -> str | None:
@@ -92,6 +89,5 @@ class Schedule:
         return f"its worker died {self.deaths[task]} times (out of memory, or killed)"
 
     def _ended(self, task: Task) -> None:
-        self.running.discard(task)
         if task.kind == "rehearsal":
             self.rehearsing = {s: key for s, key in self.rehearsing.items() if key != task.arm.key}

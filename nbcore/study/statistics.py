@@ -9,6 +9,7 @@ A `cell` is one host at one budget.
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -92,7 +93,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
     known = ~np.isnan(p)
     corrected = p.copy()
     if known.any():
+        # statsmodels collects garbage at every call, which takes long beside a loaded torch.
+        gc.freeze()
         corrected[known] = multipletests(p[known], method="holm")[1]
+        gc.unfreeze()
     return [float(value) for value in corrected]
 
 
@@ -121,13 +125,17 @@ def gains(
     Returns:
         One row per seed, one column per cell (host, budget); missing where one of both is.
     """
+    of_arm = {
+        arm: group.set_index("seed")[column]
+        for arm, group in pruned_runs(runs).groupby([*CELL, "mitigation"], sort=False)
+    }
     found = {}
-    for (pruner, ratio), group in pruned_runs(runs).groupby(CELL, sort=False):
-        with_it = values_by_seed(group, pruner, ratio, mitigation, column)
-        without = values_by_seed(group, pruner, ratio, reference, column)
-        difference = (with_it - without).dropna()
-        if len(difference):
-            found[(pruner, ratio)] = difference
+    for pruner, ratio in dict.fromkeys((pruner, ratio) for pruner, ratio, _ in of_arm):
+        arms = [(pruner, ratio, name) for name in (mitigation, reference)]
+        if all(arm in of_arm for arm in arms):
+            difference = (of_arm[arms[0]] - of_arm[arms[1]]).dropna()
+            if len(difference):
+                found[(pruner, ratio)] = difference
     return pd.DataFrame(found).sort_index()
 
 
@@ -281,11 +289,16 @@ def damage_correlation(runs: pd.DataFrame) -> Estimate:
 
 
 def _mean_correlation(table: pd.DataFrame, damage: str, control: str) -> Estimate:
+    """Mean over seeds of partial rank correlations, averaged as Fisher's z."""
     found = [
         partial_rank_correlation(group["excess"], group[damage], group[control])
         for _, group in table.groupby("seed")
     ]
-    return mean_over_seeds([value for value in found if not math.isnan(value)])
+    z = mean_over_seeds(
+        [math.atanh(max(-0.999, min(0.999, r))) for r in found if not math.isnan(r)]
+    )
+    mean, low, high = (math.tanh(value) for value in (z.mean, z.low, z.high))
+    return replace(z, mean=mean, low=low, high=high)
 
 
 def site_damage(sites: pd.DataFrame) -> pd.DataFrame:

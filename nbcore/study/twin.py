@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nbcore.macs import macs_of
-from nbcore.pruning.base import NEURON_GROUP
+from nbcore.pruning import NEURON_GROUP
 from nbcore.vit import PrunableViT, narrowed
 
 

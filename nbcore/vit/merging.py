@@ -24,10 +24,11 @@ class Tokens:
 def match_tokens(patches: Tensor, r: int) -> Tensor:
     """Bipartite soft matching: which token carries each patch after the r best pairs are merged.
 
-    Tokens at even positions (set A) look for their most similar token at odd positions (set B) by
-    cosine; the r tokens of A with the most similar partners join them. Ties go to the lower index.
-    Runs in at least single precision whatever the autocast state, since a rounded similarity
-    changes the match.
+    Tokens at even positions (set A) look for their most similar token at odd positions (set B); the
+    r tokens of A with the most similar partners join them. Ties go to the lower index. Similar is
+    what points the same way once each token's mean over the width is gone, since that mean is gone
+    in every later LayerNorm: constants in write columns change no match. Runs in at least single
+    precision whatever the autocast state, since a rounded similarity changes the match.
 
     Args:
         patches: Tokens of the residual stream [B, P, D].
@@ -37,8 +38,8 @@ def match_tokens(patches: Tensor, r: int) -> Tensor:
         Token index of each patch, int64 [B, P], tokens numbered 0..P-r-1: kept tokens of A, then B.
 
     Source:
-        Idea: Bolya et al., "Token Merging", arXiv:2210.09461. Differs in: cosine of tokens instead
-        of keys, since removed heads would vote through their keys; one pass at one block.
+        Idea: Bolya et al., "Token Merging", arXiv:2210.09461. Differs in: cosine of centred tokens
+        instead of keys, since removed heads would vote through their keys; one pass at one block.
     """
     num_patches = patches.shape[1]
     num_a = (num_patches + 1) // 2
@@ -47,6 +48,7 @@ def match_tokens(patches: Tensor, r: int) -> Tensor:
     device_type = patches.device.type
     with torch.no_grad(), torch.autocast(device_type, enabled=False):
         x = patches if patches.dtype == torch.float64 else patches.float()
+        x = x - x.mean(-1, keepdim=True)
         x = x / x.pow(2).sum(-1, keepdim=True).sqrt().clamp_min(1e-12)
         similarity = x[:, ::2] @ x[:, 1::2].transpose(1, 2)
         best, partner = similarity.max(-1).values, similarity.argmax(-1)

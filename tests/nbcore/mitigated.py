@@ -12,6 +12,7 @@ from torch import Tensor
 from nbcore.macs import macs_of
 from nbcore.mitigation import Mitigation, create_mitigation, parts_of
 from nbcore.pruning import PRUNERS, Budget, Pruner, plan_budget
+from nbcore.pruning.taylor import TaylorPruner
 from nbcore.train import TrainResult, steps_per_epoch, train
 from nbcore.vit import PrunableViT, with_merge
 from tests.nbcore.runs import CPU, TRAIN, dense_model, shapes
@@ -22,6 +23,25 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "homeostasis": {"every": 2},
 }
 """Of mitigations whose defaults do not fit a training of sixteen steps."""
+
+
+class Restless(TaylorPruner):
+    """A host that ranks units at random, anew at each choice: many leave and, if they may,
+    return."""
+
+    choices = 0
+
+    def scores(self) -> Tensor:
+        self.choices += 1
+        generator = torch.Generator().manual_seed(self.choices)
+        return torch.rand(self.model.num_units, generator=generator)
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"choices": self.choices}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.choices = state["choices"]
 
 
 def mitigation_named(name: str) -> Mitigation:
@@ -50,7 +70,7 @@ def budget_with_returns(model: PrunableViT) -> Budget:
 def train_mitigated(
     mitigation: str | Mitigation,
     *,
-    pruner: str | Callable[..., Pruner] = "taylor",
+    pruner: str | Callable[..., Pruner] = Restless,
     **options: Any,
 ) -> tuple[TrainResult, Budget]:
     """A pruned training of sixteen steps in four epochs, from random weights."""

@@ -178,11 +178,10 @@ def test_controls_move_no_load(
     control: Callable[[MeteredViT], Tensor], kwargs: dict[str, Any]
 ) -> None:
     plain, twin, source = controlled(kwargs, control)
-    # Matches are those of the first model: cosines of tokens do see a constant on all axes.
-    found = plain(pictures(3))
-    group = found[4] if len(found) > 4 else None
-    again = twin(pictures(3), group=group)
+    found, again = plain(pictures(3)), twin(pictures(3))
     close(again[0], found[0], 1e-9)
+    # Merging models find the same match by themselves.
+    assert [one.tolist() for one in again[4:]] == [one.tolist() for one in found[4:]]
     torch.testing.assert_close(again[1], found[1][:, source], rtol=1e-9, atol=0)
     torch.testing.assert_close(again[2], found[2], rtol=1e-9, atol=0)
     factor = 5.3 if control is scaled_stream else 1.0

@@ -7,7 +7,6 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -21,16 +20,8 @@ import nbcore.export as export_module
 from nbcore.burden import MeteredViT, calibrate
 from nbcore.compact import compact, kept_units
 from nbcore.config import Merge
-from nbcore.export import (
-    ExportError,
-    Parity,
-    as_input,
-    compare,
-    export,
-    open_session,
-    parity_batches,
-    round_to_half,
-)
+from nbcore.export import export, open_session, round_to_half
+from nbcore.parity import TOLERANCE, ExportError, as_input, differences
 from nbcore.vit import PrunableViT
 from tests.nbcore.tiny import AVERAGED, tiny
 
@@ -83,12 +74,17 @@ def exported(request: pytest.FixtureRequest) -> Exported:
     return request.getfixturevalue(request.param)
 
 
-def alike(found: list[Tensor], wanted: tuple[Tensor, ...], tolerance: float = 1e-5) -> None:
-    """Logits absolutely, loads relative to the largest of their output."""
+def alike(found: list[Tensor], twin: MeteredViT, image: Tensor, *gates: Tensor | None) -> None:
+    """Assert parity with a model in double precision, given equal matches, as `Parity` does."""
+    reference = copy.deepcopy(twin).double()
+    group = found[4] if len(found) > 4 else None
+    doubles = [None if gate is None else gate.double() for gate in gates]
+    wanted = reference(image.double(), *doubles, group=group)
     assert len(found) == len(wanted)
-    for position, (one, other) in enumerate(zip(found[:4], wanted, strict=False)):
-        scale = 1.0 if position == 0 else float(other.abs().max())
-        torch.testing.assert_close(one.double(), other.double(), rtol=0, atol=tolerance * scale)
+    sizes = [site.num_units for site in twin.model.sites]
+    logits, loads, _ = differences([one.double() for one in found[:4]], wanted[:4], sizes)
+    assert logits <= TOLERANCE
+    assert loads <= TOLERANCE
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7])
@@ -102,19 +98,16 @@ def test_the_graph_equals_torch(exported: Exported, batch: int, rows: str) -> No
         gates["unit_gate"] = torch.rand(count, units, generator=generator) * 2 - 0.5
         gates["unit_keep"] = (torch.rand(count, units, generator=generator) > 0.5).float()
     found = exported.run(image=image, **gates)
-    group = found[4] if len(found) > 4 else None
-    reference = copy.deepcopy(exported.metered).double()
-    doubles = {name: value.double() for name, value in gates.items()}
-    alike(found, reference(image.double(), **doubles, group=group))
-    if group is not None:
-        assert torch.equal(group, reference(image.double(), **doubles)[4])
+    alike(found, exported.metered, image, *gates.values())
+    if len(found) > 4:
+        assert torch.equal(found[4], exported.metered(image, *gates.values())[4])
 
 
 def test_one_gate_alone_can_be_fed(exported: Exported) -> None:
     image, units = as_input(PHOTOS[:2]), exported.metered.model.num_units
     keep = (torch.arange(units) % 2 == 0)[None].float()
-    alike(exported.run(image=image, unit_keep=keep), exported.metered(image, None, keep))
-    alike(exported.run(image=image, unit_gate=keep), exported.metered(image, keep))
+    alike(exported.run(image=image, unit_keep=keep), exported.metered, image, None, keep)
+    alike(exported.run(image=image, unit_gate=keep), exported.metered, image, keep)
 
 
 def test_pruning_the_dense_graph_live_gives_the_cut_model(dense: Exported) -> None:
@@ -126,7 +119,7 @@ def test_pruning_the_dense_graph_live_gives_the_cut_model(dense: Exported) -> No
     image, gate = as_input(PHOTOS[:3]), keep[None].float()
     found = dense.run(image=image, unit_gate=gate, unit_keep=gate)
     found[1] = found[1][:, keep]
-    alike(found, cut(image))
+    alike(found, cut, image)
 
 
 def test_maps_are_given_on_the_original_grid(merged: Exported) -> None:
@@ -222,92 +215,6 @@ def test_a_graph_that_differs_is_refused_and_leaves_no_file(
     assert list(tmp_path.iterdir()) == []
     export(altered(dense.metered, 0.0), target, PHOTOS, name="tests-tiny")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
-
-
-class Replay:
-    """A session that answers with a torch model, altered."""
-
-    def __init__(self, metered: MeteredViT, alter: Any) -> None:
-        self.metered = copy.deepcopy(metered).double()
-        self.alter = alter
-        self.batches: list[int] = []
-
-    def run(self, _: None, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
-        image = torch.from_numpy(feed["image"]).double()
-        self.batches.append(len(image))
-        return [value.numpy() for value in self.alter(self.metered, image)]
-
-
-def test_a_different_match_is_counted_and_compared_as_given(merged: Exported) -> None:
-    def swap(metered: MeteredViT, image: Tensor) -> list[Tensor]:
-        group = metered(image)[4]
-        if len(image) == 7:
-            # Two of seven pictures trade the patches 0 and 15.
-            group[[1, 4]] = group[[1, 4]][:, [15, *range(1, 15), 0]]
-        return list(metered(image, group=group))
-
-    replay = Replay(merged.metered, swap)
-    parity = compare(replay, merged.metered, PHOTOS)  # type: ignore[arg-type]
-    assert parity == Parity(logits=0.0, loads=0.0, images=12, tie_share=2 / 12)
-    assert replay.batches == [1, 2, 7, 2]
-    assert merged.parity.tie_share == 0
-
-
-def test_differences_are_those_of_the_worst_image_and_site(dense: Exported) -> None:
-    def alter(metered: MeteredViT, image: Tensor) -> list[Tensor]:
-        before = metered(image)
-        logits, unit_load, token_load, stream = (value.clone() for value in before)
-        if len(image) == 2:
-            logits[1, 3] += 0.25
-            # Half a percent of the length of site 1 (units 4 to 19), on its smallest load.
-            site = unit_load[0, 4:20]
-            unit_load[0, 4 + int(site.argmin())] += 0.005 * site.norm()
-        if len(image) == 7:
-            # 3² + 4² = 5².
-            token_load[6, 3, 2] -= 0.006 * before[2][6, 3].norm()
-            token_load[6, 3, 9] += 0.008 * before[2][6, 3].norm()
-        return [logits, unit_load, token_load, stream]
-
-    parity = compare(Replay(dense.metered, alter), dense.metered, PHOTOS)  # type: ignore[arg-type]
-    assert parity.logits == pytest.approx(0.25)
-    assert parity.loads == pytest.approx(0.01)
-    assert parity.tie_share is None
-
-
-def test_not_a_number_is_no_parity(dense: Exported) -> None:
-    def alter(metered: MeteredViT, image: Tensor) -> list[Tensor]:
-        outputs = list(metered(image))
-        if len(image) == 2:
-            outputs[2][0, 0, 0] = math.nan
-        return outputs
-
-    parity = compare(Replay(dense.metered, alter), dense.metered, PHOTOS)  # type: ignore[arg-type]
-    assert math.isnan(parity.loads)
-    with pytest.raises(ExportError, match="loads differ by nan"):
-        parity.check("any")
-
-
-@pytest.mark.parametrize(("logits", "loads"), [(1.1e-5, 0), (0, 1.1e-5)])
-def test_a_hundred_thousandth_is_the_limit(logits: float, loads: float) -> None:
-    Parity(logits=1e-5, loads=1e-5, images=3, tie_share=None).check("any")
-    with pytest.raises(ExportError, match=r"differ by 1\.10e-05 on 3 images, at most 1e-05"):
-        Parity(logits=logits, loads=loads, images=3, tie_share=None).check("any")
-
-
-def test_parity_needs_an_image(dense: Exported) -> None:
-    with pytest.raises(ValueError, match="at least one image"):
-        compare(dense.session, dense.metered, PHOTOS[:0])
-
-
-def test_parity_starts_with_one_two_and_seven_images() -> None:
-    sizes = [len(batch) for batch in parity_batches(torch.zeros(50, 1))]
-    assert sizes == [1, 2, 7, 32, 8]
-
-
-def test_images_are_divided_by_255() -> None:
-    assert as_input(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist() == pytest.approx(
-        [0, 0.2, 1]
-    )
 
 
 def test_sessions_run_on_the_processor(dense: Exported) -> None:

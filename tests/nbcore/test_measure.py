@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nbcore.burden import BurdenReport, MeteredViT
 from nbcore.compact import compact, kept_units
 from nbcore.config import Merge
-from nbcore.export import as_input
+from nbcore.parity import as_input
 from nbcore.measure import mean_over_sites, measure_burden
 from nbcore.vit import Tokens, with_merge
 from tests.nbcore.controls import CONTROLS, permuted_units, scaled_stream
@@ -192,11 +192,15 @@ def test_nothing_removed_is_a_burden_of_one_also_where_equal_patches_merge() -> 
         assert report.cost == pytest.approx([0] * 4, abs=1e-9)
 
 
+@pytest.mark.parametrize("merge", [None, Merge(block=1, r=5)])
 @pytest.mark.parametrize("control", CONTROLS)
-def test_controls_move_no_number(control: Callable[[MeteredViT], Tensor]) -> None:
+def test_controls_move_no_number(
+    control: Callable[[MeteredViT], Tensor], merge: Merge | None
+) -> None:
     dense = metered(tiny(init_values=0.5))
     pruned, kept = pruned_from(dense, survivors([0, 4, 5, 6, 22, 25, 39]))
     randomise(pruned.model, 3)
+    pruned = MeteredViT(with_merge(pruned.model, merge), pruned.means).requires_grad_(False)
     for module in (*dense.modules(), *pruned.modules()):
         if isinstance(module, nn.LayerNorm):
             module.eps = 0.0

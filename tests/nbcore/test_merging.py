@@ -14,10 +14,12 @@ from nbcore.config import Merge
 from nbcore.vit import Tokens, match_tokens, merge_tokens, unmerge, with_merge
 from tests.nbcore.tiny import AVERAGED, close, metered, paired, pictures, tiny
 
-# Five tokens on a plane. Even positions (set A) are a0 = (1, 0), a1 = (1, 1), a2 = (0, 1); odd
-# ones (set B) b0 = (2, 0), b1 = (0, 3). Cosines: a0 is 1 with b0; a1 is 0.71 with both, so its
-# partner is the lower b0; a2 is 1 with b1.
-TOY = torch.tensor([[[1.0, 0], [2, 0], [1, 1], [0, 3], [0, 1]]])
+# Five tokens on the plane of (1, -1, 1, -1) / 2 and (1, 1, -1, -1) / 2, directions of mean 0. Even
+# positions (set A) are a0 = (1, 0), a1 = (1, 1), a2 = (0, 1); odd ones (set B) b0 = (2, 0),
+# b1 = (0, 3). Cosines: a0 is 1 with b0; a1 is 0.71 with both, so its partner is the lower b0; a2 is
+# 1 with b1.
+PLANE = torch.tensor([[[1.0, 0], [2, 0], [1, 1], [0, 3], [0, 1]]])
+TOY = PLANE @ torch.tensor([[0.5, -0.5, 0.5, -0.5], [0.5, 0.5, -0.5, -0.5]])
 
 
 @pytest.mark.parametrize(
@@ -36,12 +38,22 @@ def test_the_match_of_five_tokens_by_hand(r: int, group: list[int]) -> None:
 
 
 def test_the_merge_of_five_tokens_by_hand() -> None:
-    merged, tokens = merge_tokens(TOY, match_tokens(TOY, 3), 2)
+    merged, tokens = merge_tokens(PLANE, match_tokens(TOY, 3), 2)
     # ((1, 0) + (2, 0) + (1, 1)) / 3 and ((0, 3) + (0, 1)) / 2.
     close(merged, torch.tensor([[[4 / 3, 1 / 3], [0, 2]]]), 1e-6)
     assert tokens.sizes is not None
     assert tokens.sizes.tolist() == [[3, 2]]
     assert unmerge(torch.tensor([[7.0, 9.0]]), tokens).tolist() == [[7, 7, 7, 9, 9]]
+
+
+def test_constants_that_every_layernorm_removes_change_no_match() -> None:
+    # Opposite constants would turn all cosines of raw tokens around.
+    constants = torch.tensor([8.0, -8, 8, -8, 8])[None, :, None]
+    assert match_tokens(TOY + constants, 2).tolist() == match_tokens(TOY, 2).tolist()
+    # A token with nothing but a constant is like no other: cosine 0, below the three pairs above.
+    blank = torch.cat([TOY, torch.full((1, 2, 4), 5.0)], 1)
+    # a0, a1 and a2 join; the blank a3 stays. Tokens: a3, b0, b1, b2.
+    assert match_tokens(blank, 3).tolist() == [[1, 1, 1, 2, 2, 3, 0]]
 
 
 def test_equal_tokens_all_join_the_first() -> None:
@@ -57,7 +69,7 @@ def test_a_pass_merges_at_most_the_even_positions(count: int, r: int) -> None:
 
 def plain_match(patches: Tensor, r: int) -> list[int]:
     """The same match by loops over one picture's tokens [P, D]."""
-    unit = torch.nn.functional.normalize(patches, dim=-1)
+    unit = torch.nn.functional.normalize(patches - patches.mean(-1, keepdim=True), dim=-1)
     a, b = range(0, len(unit), 2), range(1, len(unit), 2)
     partner = {i: max(b, key=lambda j: (float(unit[i] @ unit[j]), -j)) for i in a}
     order = sorted(a, key=lambda i: (-float(unit[i] @ unit[partner[i]]), i))
@@ -73,7 +85,7 @@ def test_matches_cover_all_tokens_and_means_are_kept(
 ) -> None:
     r = data.draw(st.integers(1, (count + 1) // 2))
     generator = torch.Generator().manual_seed(seed)
-    patches = torch.randn(2, count, 3, generator=generator, dtype=torch.float64)
+    patches = torch.randn(2, count, 5, generator=generator, dtype=torch.float64)
     group = match_tokens(patches, r)
     assert group.tolist() == [plain_match(one, r) for one in patches]
     merged, tokens = merge_tokens(patches, group, count - r)
@@ -82,7 +94,7 @@ def test_matches_cover_all_tokens_and_means_are_kept(
     assert sizes.sum(1).tolist() == [count, count]
     assert sizes.min() >= 1
     close((sizes[..., None] * merged).sum(1) / count, patches.mean(1))
-    spread = torch.stack([unmerge(merged[..., i], tokens) for i in range(3)], -1)
+    spread = torch.stack([unmerge(merged[..., i], tokens) for i in range(5)], -1)
     close(merge_tokens(spread, group, count - r)[0], merged)
 
 

@@ -20,6 +20,7 @@ from nbcore.mitigation import (
 )
 from nbcore.mitigation.base import Composition
 from nbcore.pruning import PRUNERS, Quota
+from nbcore.pruning.magnitude import MagnitudePruner
 from nbcore.vit import PrunableViT
 from tests.nbcore.mitigated import mitigation_named, train_mitigated
 from tests.nbcore.runs import assert_same_bits, shapes, train_pruned, weights_of
@@ -76,6 +77,26 @@ def test_socket_is_told_of_every_site_before_its_weights_are_zeroed() -> None:
             keep, step, pending = values[1], step + 1, {}
     assert torch.equal(keep, result.keep)
     assert not keep.all()
+
+
+def test_socket_is_told_the_learned_gates_of_the_host() -> None:
+    told: list[Tensor | None] = []
+
+    class Listener(Mitigation):
+        def on_keep_changing(self, gate: Tensor | None) -> None:
+            told.append(gate)
+
+    class Gated(MagnitudePruner):
+        def gate(self) -> Tensor:
+            return torch.full((1, self.model.num_units), 0.5)
+
+    train_mitigated(Composition([Listener()]), pruner=Gated)
+    assert told
+    assert all(gate is not None and bool((gate == 0.5).all()) for gate in told)
+    told.clear()
+    train_mitigated(Listener())
+    assert told
+    assert told == [None] * len(told)
 
 
 class Bystander:

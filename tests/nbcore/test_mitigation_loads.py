@@ -77,8 +77,7 @@ def test_overloaded_unit_is_pulled_back_and_others_are_let_be() -> None:
     fc2 = model.vit.blocks[0].mlp.fc2
     fc2.weight[:, 5] *= 2  # twice the load: 2^(-1/4) = 0.8409
     fc2.weight[:, 6] *= 8  # 8^(-1/4) = 0.59, clipped to 0.8
-    fc2.weight[:, 7] *= 2
-    fc2.weight[:, 8] *= 2
+    fc2.weight[:, 7:9] *= 8  # one gone, one half open
     keep = torch.ones(model.num_units)
     keep[model.sites[1].start + 7], keep[model.sites[1].start + 8] = 0, 0.5
     model.set_keep(keep)
@@ -146,19 +145,34 @@ def test_burdens_that_differ_by_noise_count_as_equal() -> None:
 
 @torch.no_grad()
 def test_quota_is_that_of_the_burden_of_present_survivors() -> None:
-    model, images = tiny(), pictures(6)
+    model, images = tiny(depth=3), pictures(6)
     mitigation = BurdenQuota(gamma=0.5)
     mitigation.attach(model, lambda: [images])
     quota = mitigation.quota()
-    close(quota(), torch.ones(4, dtype=torch.float64), 1e-9)
-    # Survivors of the second MLP write twice as much: burdens 1 and 2, z = -1 and 1. What is gone
-    # counts on neither side, however large it was. Nothing comes after it, so streams stay.
+    close(quota(), torch.ones(6, dtype=torch.float64), 1e-9)
+    fork = measure_loads(model, [images])
     keep = torch.ones(model.num_units)
-    keep[model.sites[3].start + 4] = 0
+    kept = [torch.arange(site.num_units) for site in model.sites]
+    kept[3], kept[5] = torch.arange(1, 6), torch.arange(10, 16)
+    for site in (3, 5):
+        keep[model.sites[site].units] = 0
+        keep[model.sites[site].start + kept[site]] = 1
     model.set_keep(keep)
-    model.vit.blocks[1].mlp.fc2.weight *= 2
-    e = math.exp(0.5)
-    close(quota(), torch.tensor([1, e, 1, 1 / e], dtype=torch.float64), 1e-9)
+    model.vit.blocks[2].mlp.fc2.weight *= 2
+    now = measure_loads(model, [images])
+    # What is gone counts on neither side, however large it was.
+    burden = [
+        math.sqrt(now.power[s].sum() / now.stream[s] / (fork.power[s][k].sum() / fork.stream[s]))
+        for s, k in enumerate(kept)
+    ]
+    assert burden[5] > 1.9
+    found = quota()
+    for own in (burden[0::2], burden[1::2]):
+        mean = sum(own) / 3
+        deviation = math.sqrt(sum((b - mean) ** 2 for b in own) / 3)
+        wanted = [math.exp(-0.5 * (b - mean) / max(deviation, 0.01)) for b in own]
+        part = found[0::2] if own == burden[0::2] else found[1::2]
+        close(part, torch.tensor(wanted, dtype=torch.float64), 1e-9)
 
 
 def test_quota_reaches_the_host_and_decides() -> None:

@@ -19,12 +19,10 @@ SEARCH, LAST = range(5, 13), 12
 """Steps at which masks may change, and the last of them."""
 
 
-def watched(
-    fade: int = 0, margin: float = 0.0, pruner: str = "taylor"
-) -> tuple[Watcher, TrainResult]:
+def watched(fade: int = 0, margin: float = 0.0) -> tuple[Watcher, TrainResult]:
     watcher = Watcher()
     parts = [PersistentDynamic(fade=fade, margin=margin), watcher]
-    result, budget = train_mitigated(Composition(parts), pruner=pruner)
+    result, budget = train_mitigated(Composition(parts))
     counts = [int(result.keep[site.units].sum()) for site in result.model.sites]
     assert budget.macs.total(counts) <= budget.macs_ratio * budget.dense_macs
     return watcher, result
@@ -33,7 +31,7 @@ def watched(
 def test_units_return_until_masks_freeze() -> None:
     watcher, result = watched()
     assert set(watcher.lost) <= set(SEARCH)
-    assert sum(map(len, watcher.regained.values())) > 0
+    assert sum(map(len, watcher.regained.values())) > 100
     assert any(step > 9 for step in watcher.regained), "returns also after the last removal"
     for step in range(LAST, 16):
         assert torch.equal(watcher.gates[step] > 0, watcher.gates[LAST - 1] > 0)
@@ -77,7 +75,7 @@ def test_gate_of_a_returning_unit_opens_in_equal_steps() -> None:
                 wanted = min(1.0, (later - step) / 4)
                 assert watcher.gates[later - 1][unit].item() == wanted
                 seen += 0 < wanted < 1
-    assert seen > 3
+    assert seen > 30
 
 
 def test_margin_protects_those_that_are_kept() -> None:

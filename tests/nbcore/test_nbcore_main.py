@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from nbcore import pipeline
+from nbcore import complete, pipeline
 from nbcore.__main__ import COMMANDS, main, parser
 from nbcore.checkpoint import read_manifest, withdraw_variant
 from nbcore.config import RunConfig
@@ -24,7 +24,8 @@ CHILD = "shapes-vit-mini-taylor-m50-none"
 
 @pytest.fixture
 def folder(tiny_checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(pipeline, "load_dataset", shapes)
+    for module in (pipeline, complete):
+        monkeypatch.setattr(module, "load_dataset", shapes)
     return Path(shutil.copytree(tiny_checkpoints, tmp_path / "checkpoints"))
 
 

@@ -13,27 +13,25 @@ from typing import Any
 import pytest
 import torch
 
-from nbcore import pipeline
+from nbcore import checkpoint, complete, pipeline
 from nbcore.checkpoint import (
     CheckpointError,
     file_entry,
     load_model,
     read_manifest,
+    read_trained,
     register_variant,
     verify_files,
     with_files,
+    write_entry,
 )
 from nbcore.compact import compact
+from nbcore.complete import export_variant, load_for, measure_variant
 from nbcore.config import Merge, RunConfig
-from nbcore.export import ExportError
-from nbcore.pipeline import (
-    export_variant,
-    load_for,
-    measure_variant,
-    read_trained,
-    run_variant,
-    spread,
-)
+from nbcore.data import spread
+from nbcore.fit import fit, read_base
+from nbcore.parity import ExportError
+from nbcore.pipeline import run_variant
 from nbcore.vit import PrunableViT
 from tests.nbcore.runs import CPU, DENSE, assert_same_bits, shapes, toy_child
 
@@ -43,7 +41,8 @@ CHILD = toy_child("handoff")
 @pytest.fixture(scope="module", autouse=True)
 def few_shapes() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "load_dataset", shapes)
+        for module in (pipeline, complete):
+            patch.setattr(module, "load_dataset", shapes)
         yield
 
 
@@ -79,7 +78,7 @@ def register(out: Path, *configs: RunConfig) -> None:
         path.write_text(f"graph of {config.id}")
         variant = with_files(read_trained(out, config.id), {"onnx": file_entry(out, path)}, {})
         (out / config.id / "variant.json").unlink()
-        pipeline._write_entry(out, variant)
+        write_entry(out, variant)
         register_variant(out, variant)
 
 
@@ -96,7 +95,7 @@ def stop(*_: Any, **__: Any) -> None:
 
 
 def forbid_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "train", stop)
+    monkeypatch.setattr(pipeline, "fit", stop)
 
 
 def test_trained_files_hold_what_was_measured(trained: Path) -> None:
@@ -142,20 +141,19 @@ def test_fork_leaves_the_dense_base_untouched(
     config = toy_child(mitigation)
     assert config.prune is not None
     config = replace(config, prune=replace(config.prune, mitigation_options=options))
-    dense = pipeline._dense_base(config, trained)
+    dense = read_base(config, trained)
     assert dense is not None
-    before = {name: tensor.clone() for name, tensor in dense[1].state_dict().items()}
-    flags = [(m.training, m.model.masked, m.model.merge) for m in (dense[1],)]
-    model, result, kept = pipeline._train(
-        config, shapes(img_size=32), dense, CPU, tmp_path / "state.pt"
-    )
-    assert_same_bits(dict(dense[1].state_dict()), before)
-    assert [(m.training, m.model.masked, m.model.merge) for m in (dense[1],)] == flags
-    assert not any(p.requires_grad for p in dense[1].parameters())
+    before = {name: tensor.clone() for name, tensor in dense.metered.state_dict().items()}
+    model = dense.metered.model
+    flags = (dense.metered.training, model.masked, model.merge)
+    fitted = fit(config, shapes(img_size=32), dense, CPU, tmp_path / "state.pt")
+    assert_same_bits(dict(dense.metered.state_dict()), before)
+    assert (dense.metered.training, model.masked, model.merge) == flags
+    assert not any(p.requires_grad for p in dense.metered.parameters())
     weight = "vit.blocks.0.attn.proj.weight"
-    assert not torch.equal(result.model.state_dict()[weight], before[f"model.{weight}"])
-    assert model.merge == (Merge(block=1, r=4) if options else None)
-    assert [len(units) for units in kept] == [site.num_units for site in model.sites]
+    assert not torch.equal(fitted.result.model.state_dict()[weight], before[f"model.{weight}"])
+    assert fitted.model.merge == (Merge(block=1, r=4) if options else None)
+    assert [len(units) for units in fitted.kept] == [s.num_units for s in fitted.model.sites]
 
 
 def test_done_stage_is_not_done_again(
@@ -228,21 +226,20 @@ def test_interrupted_run_goes_on_and_a_changed_one_starts_anew(
 ) -> None:
     shutil.rmtree(out / CHILD.id)
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "_write_trained", stop)
+        patch.setattr(pipeline, "record", stop)
         with pytest.raises(Stop):
             run(CHILD, out)
     states = list(out.with_name("checkpoints.runs").rglob("*.pt"))
     assert len(states) == 1
     resumed: list[bool] = []
-    train = pipeline.train
 
-    def watched(*arguments: Any, **options: Any) -> Any:
-        resumed.append(options["state_path"].exists())
-        return train(*arguments, **options)
+    def watched(*arguments: Any) -> Any:
+        resumed.append(arguments[-1].exists())
+        return fit(*arguments)
 
-    monkeypatch.setattr(pipeline, "train", watched)
+    monkeypatch.setattr(pipeline, "fit", watched)
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "_write_trained", stop)
+        patch.setattr(pipeline, "record", stop)
         with pytest.raises(Stop):
             run(replace(CHILD, seed=7), out)
     assert run(CHILD, out) == "trained"
@@ -257,7 +254,7 @@ def test_run_stopped_between_two_files_leaves_no_variant(
     out: Path, host: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register(out, DENSE, CHILD)
-    write = pipeline.write_atomically
+    write = checkpoint.write_atomically
 
     def stopping(path: Path, content: str | bytes) -> None:
         if path.name == "history.jsonl":
@@ -266,7 +263,7 @@ def test_run_stopped_between_two_files_leaves_no_variant(
 
     changed = replace(CHILD, seed=5)
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "write_atomically", stopping)
+        patch.setattr(checkpoint, "write_atomically", stopping)
         with pytest.raises(Stop):
             run(changed, out)
     assert ids(out) == [DENSE.id]
@@ -290,12 +287,12 @@ def test_manifest_does_not_name_a_variant_while_its_graph_changes(
         path.write_text("another graph")
         raise Stop
 
-    monkeypatch.setattr(pipeline, "export", refuse)
+    monkeypatch.setattr(complete, "export", refuse)
     with pytest.raises(ExportError):
         export_variant(DENSE.id, out, shapes(img_size=32))
     assert seen == [[CHILD.id]]
     assert (out / "manifest.json").read_bytes() == before  # nothing changed: it is back
-    monkeypatch.setattr(pipeline, "export", half)
+    monkeypatch.setattr(complete, "export", half)
     with pytest.raises(Stop):
         export_variant(DENSE.id, out, shapes(img_size=32))
     assert ids(out) == [CHILD.id]
@@ -369,23 +366,33 @@ def test_host_with_onnxruntime_completes_what_another_trained(
 ) -> None:
     forbid_training(monkeypatch)
     before = read_trained(out, DENSE.id)
+    monkeypatch.setenv("NBCORE_COMMIT", "e8907")
     assert run(DENSE, out) == "exported"
     (variant,) = read_manifest(out).variants
     verify_files(out, variant)
     assert set(variant.files) == {*before.files, "onnx"}
-    assert variant.metrics["parity_logits"] <= 1e-5
+    assert 0 < variant.metrics["parity_logits"] <= 1e-5
+    assert 0 < variant.metrics["parity_loads"] <= 1e-5
+    assert variant.metrics["parity_loads_largest"] > 0
     assert variant.metrics["parity_images"] == variant.metrics["num_images"] == 18
     assert variant.metrics["top1"] == before.metrics["top1"]
+    exported = variant.provenance.export
+    assert exported is not None
+    assert exported.commit == "e8907" != before.provenance.commit
+    assert exported.command == f"python -m nbcore export {DENSE.id} --data DIR"
+    assert {"onnx", "torch"} < set(exported.versions)
+    assert any(name.startswith("onnxruntime") for name in exported.versions)
+    # Of the training nothing is overwritten.
+    assert replace(variant.provenance, export=None) == before.provenance
     monkeypatch.setattr(pipeline, "load_dataset", stop)
     assert run(DENSE, out) == "exported"
 
 
 def test_masked_result_and_compact_model_agree(trained: Path, tmp_path: Path) -> None:
-    dense = pipeline._dense_base(CHILD, trained)
     data = shapes(img_size=32)
-    model, result, _ = pipeline._train(CHILD, data, dense, CPU, tmp_path / "state.pt")
+    fitted = fit(CHILD, data, read_base(CHILD, trained), CPU, tmp_path / "state.pt")
     images = data.test.images.double() / 255
-    masked: PrunableViT = result.model.double()
-    small = compact(masked, result.keep)
+    masked: PrunableViT = fitted.result.model.double()
+    small = compact(masked, fitted.result.keep)
     torch.testing.assert_close(small(images), masked(images), rtol=0, atol=1e-12)
-    assert small.arch == model.arch
+    assert small.arch == fitted.model.arch

@@ -47,7 +47,7 @@ def test_magnitude_by_hand() -> None:
     expected = torch.tensor([2 / 5.5, 9 / 5.5, 18 / 11, 4 / 11], dtype=torch.float64)
     torch.testing.assert_close(pruner.scores(), expected)
     # The mean is that of the living: without neuron 1 it is 18.
-    pruner.load_state_dict({"keep": torch.tensor([True, True, True, False])})
+    pruner.keep = torch.tensor([True, True, True, False])
     torch.testing.assert_close(pruner.scores()[2:], torch.tensor([1, 4 / 18], dtype=torch.float64))
 
 
@@ -307,6 +307,19 @@ def test_first_mask_is_random_with_equal_shares_of_every_site() -> None:
     assert not torch.equal(masks[0], masks[2])
 
 
+def test_what_does_not_divide_evenly_goes_to_sites_at_random() -> None:
+    # Half of 3 * 3 heads: four (4.5 to even), and one of the three sites has two of them.
+    larger = set()
+    for seed in range(16):
+        model = tiny(depth=3, num_heads=3, embed_dim=12, mlp_ratio=4.0)
+        budget = unpruned_budget(model, 0.5)
+        pruner = S2ViTEPruner(model, budget, torch.Generator().manual_seed(seed))
+        counts = [int(pruner.start[site.units].sum()) for site in model.sites]
+        assert sorted(counts[0::2]) == [1, 1, 2]
+        larger.add(counts[0::2].index(2))
+    assert larger == {0, 1, 2}
+
+
 # WDPruning
 
 
@@ -374,9 +387,7 @@ def test_learned_mask_and_final_cut_by_hand() -> None:
     learned = pruner._learned()
     assert learned[:4].tolist() == [True, False, True, True]
     assert learned[4:].nonzero()[:, 0].tolist() == list(range(8, 24))
-    # 60 - 36 = 24 of 64 MACs, 3/8 of 4 heads is 2 (1.5 to even): 20; 4 are left: the least of eight
-    # neurons does not fit beside two heads, so 36 + 10 + 8 and no second head (64 > 60).
-    pruner.frozen = False
+    # 60 - 36 = 24 MACs: one head and eight neurons are 18, a second head or group does not fit.
     keep = pruner._cut()
     assert keep[:4].tolist() == [False, False, True, False]
     assert keep[4:].nonzero()[:, 0].tolist() == list(range(16, 24))
@@ -399,9 +410,11 @@ def test_final_cut_moves_all_thresholds_together() -> None:
 
 
 def test_masks_are_learned_until_the_cut_and_frozen_after_it() -> None:
+    # sigmoid(0): 2 heads and 12 neurons, rounded to 16, are 72 of 60 MACs until the cut.
     pruner = learning(steps=(1, 2), refresh=(3,))
     with torch.no_grad():
-        pruner.thresholds.copy_(torch.tensor([-10.0, -10.0]))
+        pruner.thresholds.copy_(torch.tensor([0.0, 0.0]))
+        pruner.learners[0].param_groups[0]["lr"] = 0.0
     kept = []
     for step in (1, 2, 3):
         if not pruner.frozen:
@@ -411,11 +424,21 @@ def test_masks_are_learned_until_the_cut_and_frozen_after_it() -> None:
         pruner.after_backward(torch.zeros(1, 28))
         pruner.after_step(step)
         kept.append((int(pruner.keep[:4].sum()), int(pruner.keep[4:].sum()), pruner.frozen))
-    assert kept == [(1, 8, False), (1, 8, True), (1, 8, True)]
+    assert kept == [(2, 16, False), (1, 8, True), (1, 8, True)]
     assert pruner.loss_term() is None
     again = learning(steps=(1, 2), refresh=(3,))
     again.load_state_dict(pruner.state_dict())
     assert again.frozen
+
+
+@torch.no_grad()
+def test_no_more_leaves_than_the_budget_asks() -> None:
+    # Thresholds ask for 1 head and 8 neurons, 54 MACs. 78 - 36 is 42 of 64, of 4 heads 3: 74 MACs.
+    pruner = learning(steps=(1, 2), macs_ratio=0.78)
+    pruner.thresholds.copy_(torch.tensor([-10.0, -10.0]))
+    pruner.after_step(1)
+    assert [int(pruner.keep[:4].sum()), int(pruner.keep[4:].sum())] == [3, 8]
+    assert not pruner.frozen
 
 
 # ViT-Slim
@@ -423,7 +446,7 @@ def test_masks_are_learned_until_the_cut_and_frozen_after_it() -> None:
 
 def gated() -> tuple[ViTSlimPruner, PrunableViT]:
     model = tiny()
-    pruner = ViTSlimPruner(model, unpruned_budget(model, 0.6), torch.Generator())
+    pruner = ViTSlimPruner(model, unpruned_budget(model, 0.5), torch.Generator())
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         pruner.gates.copy_(torch.randn(1, model.num_units, generator=generator))
@@ -470,9 +493,26 @@ def test_fold_leaves_the_function_of_the_kept_units_unchanged() -> None:
         close(model(images), before)
     assert pruner.folded
     assert pruner.loss_term() is None
-    for site in model.sites:  # ranked by size, whatever the sign
-        own, kept = size[site.units], keep[site.units]
-        assert own[kept].min() >= own[~kept].max()
+    neurons = torch.cat([torch.arange(model.num_units)[site.units] for site in model.sites[1::2]])
+    size, kept = size[neurons].view(-1, 16), keep[neurons].view(-1, 16)
+    for own, mask in zip(size, kept, strict=True):  # by size, whatever the sign
+        assert not mask.all()
+        assert own[mask].min() >= own[~mask].max()
+
+
+def test_averages_start_anew_at_the_fold_even_if_the_mask_stays() -> None:
+    pruner, model = gated()
+    pruner.budget = replace(pruner.budget, refresh=(2,))
+    pruner.allow_regrowth()
+    kept = []
+    for step in (1, 2):
+        pruner.gates.grad = torch.zeros(1, model.num_units)
+        pruner.after_backward(None)
+        keep = pruner.after_step(step)
+        assert keep is not None
+        kept.append(keep)
+        assert pruner.folded == (step == 2)
+    assert torch.equal(*kept)
 
 
 def test_a_training_that_ends_before_the_cut_is_told() -> None:

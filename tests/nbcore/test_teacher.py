@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nbcore import pipeline
+from nbcore import fit, pipeline
 from nbcore.config import RunConfig, TeacherConfig, TrainConfig
 from nbcore.mitigation.distillation import Distillation
 from nbcore.teacher import TeacherNet, train_teacher
@@ -72,13 +72,13 @@ def test_large_images_are_shrunk_to_the_side_it_knows() -> None:
 
 def test_dense_run_learns_from_its_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Distillation] = []
-    real = pipeline.train
+    real = fit.train
 
     def watched(*args: object, mitigation: Distillation, **options: object) -> object:
         seen.append(mitigation)
         return real(*args, mitigation=mitigation, **options)
 
-    monkeypatch.setattr(pipeline, "train", watched)
+    monkeypatch.setattr(fit, "train", watched)
     monkeypatch.setattr(pipeline, "load_dataset", shapes)
     monkeypatch.setattr(pipeline.importlib.util, "find_spec", lambda name: None)
     config = replace(DENSE, teacher=replace(CONFIG, weight=3.0, temperature=1.5))

@@ -1,4 +1,4 @@
-"""Every broken promise is a finding, and only sound variants are taken in."""
+"""Every broken promise of a checkpoint folder is a finding."""
 
 from __future__ import annotations
 
@@ -17,33 +17,13 @@ from nbcore.checkpoint import (
     Variant,
     file_entry,
     read_manifest,
-    variant_to_json,
     verify_files,
     with_files,
-    withdraw_variant,
     write_manifest,
 )
 from nbcore.export import open_session
-from nbcore.verify import add_variant, check_contract, verify
-
-CHILD = "shapes-vit-mini-taylor-m50-token_merging"
-DENSE = "shapes-vit-mini-dense"
-
-
-@pytest.fixture
-def folder(tiny_checkpoints: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_checkpoints, tmp_path / "checkpoints"))
-
-
-@pytest.fixture
-def two(folder: Path) -> Path:
-    """The dense variant and one pruned one."""
-    manifest = read_manifest(folder)
-    for variant in manifest.variants:
-        if variant.id not in (DENSE, CHILD):
-            withdraw_variant(folder, variant.id)
-            shutil.rmtree(folder / variant.id)
-    return folder
+from nbcore.verify import check_contract, verify
+from tests.nbcore.folders import CHILD, DENSE, flip, rewrite
 
 
 def faults(folder: Path, **options: Any) -> dict[str, list[str]]:
@@ -52,12 +32,6 @@ def faults(folder: Path, **options: Any) -> dict[str, list[str]]:
         if not finding.ok:
             found.setdefault(finding.variant, []).append(finding.text)
     return found
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 0xFF
-    path.write_bytes(bytes(data))
 
 
 def test_sound_folder_keeps_every_promise(tiny_checkpoints: Path) -> None:
@@ -91,13 +65,6 @@ def test_one_changed_byte_is_a_fault_of_its_variant_alone(name: str, two: Path) 
     found = faults(two)
     assert list(found) == [CHILD]
     assert name in found[CHILD][0]
-
-
-def rewrite(folder: Path, variant: Variant) -> None:
-    """Put an entry into manifest and folder, as someone who means harm would."""
-    others = read_manifest(folder).variants
-    write_manifest(folder, tuple(variant if v.id == variant.id else v for v in others))
-    (folder / variant.id / "variant.json").write_text(json.dumps(variant_to_json(variant)))
 
 
 def test_entry_that_differs_from_the_folder_is_a_fault(two: Path) -> None:
@@ -166,10 +133,22 @@ def test_unreadable_entries_and_empty_manifests_are_faults(tmp_path: Path) -> No
 def test_accuracy_is_measured_again(two: Path) -> None:
     assert faults(two, accuracy=True) == {}
     variant = read_manifest(two)[CHILD]
-    true = variant.metrics["top1"]
-    rewrite(two, with_files(variant, {}, {"top1": true + 0.002}))
-    (text,) = faults(two, accuracy=True)[CHILD]
-    assert text == f"top-1 {true:.4f} on 1024 images, manifest says {true + 0.002:.4f}"
+    top1, loss = variant.metrics["top1"], variant.metrics["loss"]
+    found = f"top-1 {top1:.4f}, loss {loss:.4f} on 1024 images, manifest says"
+    for changed, stated in (
+        ({"top1": top1 + 0.002}, f"top-1 {top1 + 0.002:.4f}, loss {loss:.4f} on 1024 images"),
+        ({"loss": loss - 0.002}, f"top-1 {top1:.4f}, loss {loss - 0.002:.4f} on 1024 images"),
+        ({"num_images": 1023}, f"top-1 {top1:.4f}, loss {loss:.4f} on 1023 images"),
+    ):
+        rewrite(two, with_files(variant, {}, changed))
+        assert faults(two, only=[CHILD], accuracy=True) == {CHILD: [f"{found} {stated}"]}
+
+
+def test_metrics_that_are_not_stated_are_a_fault(two: Path) -> None:
+    variant = read_manifest(two)[CHILD]
+    rewrite(two, replace(variant, metrics={}))
+    (text,) = faults(two, only=[CHILD], accuracy=True)[CHILD]
+    assert text.endswith("manifest says top-1 nan, loss nan on nan images")
 
 
 @pytest.mark.parametrize(
@@ -193,112 +172,13 @@ def test_contract_is_checked_part_by_part(
         check_contract(session, change(variant))
 
 
-def test_contract_knows_where_each_site_begins(tiny_checkpoints: Path) -> None:
+def test_contract_knows_each_sites_name_and_where_it_begins(tiny_checkpoints: Path) -> None:
     variant = read_manifest(tiny_checkpoints)[CHILD]
     session = open_session(tiny_checkpoints / CHILD / "model.onnx")
-    sites = (variant.sites[1], variant.sites[0], *variant.sites[2:])
+    first, second, *others = variant.sites
+    swapped = (replace(second, name=first.name), replace(first, name=second.name), *others)
     with pytest.raises(CheckpointError, match=r"site_sizes of model.onnx"):
-        check_contract(session, replace(variant, sites=sites))
-
-
-@pytest.fixture
-def elsewhere(two: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """A checkpoint folder with the dense variant alone, and a folder with the pruned one."""
-    withdraw_variant(two, CHILD)
-    source = tmp_path / "elsewhere" / CHILD
-    source.parent.mkdir()
-    shutil.move(two / CHILD, source)
-    return two, source
-
-
-def test_sound_variant_is_taken_in(elsewhere: tuple[Path, Path]) -> None:
-    folder, source = elsewhere
-    variant = add_variant(source, folder, None)
-    assert [v.id for v in read_manifest(folder).variants] == [DENSE, CHILD]
-    assert read_manifest(folder)[CHILD] == variant
-    verify_files(folder, variant)
-    assert {p.name for p in folder.iterdir()} == {"manifest.json", DENSE, CHILD}
-    with pytest.raises(CheckpointError, match=f"has a {CHILD} already"):
-        add_variant(source, folder, None)
-    with pytest.raises(CheckpointError, match=r"lies in .* already; complete it with `export`"):
-        add_variant(folder / CHILD, folder, None)
-
-
-def spoil_weights(folder: Path, source: Path) -> None:
-    flip(source / "model.safetensors")
-
-
-def lose_entry(folder: Path, source: Path) -> None:
-    (source / "variant.json").unlink()
-
-
-def lose_base(folder: Path, source: Path) -> None:
-    withdraw_variant(folder, DENSE)
-
-
-def lose_manifest(folder: Path, source: Path) -> None:
-    (folder / "manifest.json").unlink()
-
-
-def change_base(folder: Path, source: Path) -> None:
-    entry = file_entry(folder, folder / DENSE / "history.jsonl")
-    rewrite(folder, with_files(read_manifest(folder)[DENSE], {"weights": entry}, {}))
-
-
-def point_outside(folder: Path, source: Path) -> None:
-    shutil.copytree(source, source.with_name("other"))
-    path = source / "variant.json"
-    path.write_text(path.read_text().replace(f'"{CHILD}/model.onnx"', '"other/model.onnx"'))
-
-
-def forget_graph(folder: Path, source: Path) -> None:
-    data = json.loads((source / "variant.json").read_text())
-    del data["files"]["onnx"]
-    (source / "variant.json").write_text(json.dumps(data))
-
-
-def spoil_manifest(folder: Path, source: Path) -> None:
-    path = folder / "manifest.json"
-    data = json.loads(path.read_text())
-    data["variants"].append({"id": "newer"})
-    path.write_text(json.dumps(data))
-
-
-@pytest.mark.parametrize(
-    ("spoil", "text"),
-    [
-        (spoil_weights, "model.safetensors has sha256"),
-        (lose_entry, "no trained variant"),
-        (lose_base, f"needs its base; add {DENSE} first"),
-        (lose_manifest, f"needs its base; add {DENSE} first"),
-        (change_base, f"was pruned from another {DENSE}"),
-        (point_outside, "names files outside of its folder"),
-        (forget_graph, "no onnx file; complete it"),
-        (spoil_manifest, "unreadable entries that a rewrite would lose"),
-    ],
-)
-def test_unsound_variant_is_refused_and_leaves_nothing(
-    spoil: Callable[[Path, Path], None], text: str, elsewhere: tuple[Path, Path]
-) -> None:
-    folder, source = elsewhere
-    spoil(folder, source)
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    with pytest.raises(CheckpointError, match=text):
-        add_variant(source, folder, None)
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-    assert not (folder / CHILD).exists()
-
-
-def test_folder_of_another_name_is_refused(elsewhere: tuple[Path, Path]) -> None:
-    folder, source = elsewhere
-    source.rename(source.with_name("mine"))
-    with pytest.raises(CheckpointError, match=f"holds variant {CHILD}; name the folder like it"):
-        add_variant(source.with_name("mine"), folder, None)
-
-
-def test_relative_folder_is_taken_in(
-    elsewhere: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, source = elsewhere
-    monkeypatch.chdir(source)
-    assert add_variant(Path(), folder, None).id == CHILD
+        check_contract(session, replace(variant, sites=swapped))
+    renamed = (replace(first, name="blocks.9.attn"), second, *others)
+    with pytest.raises(CheckpointError, match=r"site_names of model.onnx .*export"):
+        check_contract(session, replace(variant, sites=renamed))

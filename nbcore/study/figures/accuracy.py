@@ -45,6 +45,8 @@ def draw_accuracy(study: StudyConfig, runs: pd.DataFrame, best: str | None) -> F
         _accuracy_panel(axes, study, runs, host, shown, dense)
     for axes in panels[len(hosts) :]:
         axes.set_visible(False)
+    low, high = panels[0].get_ylim()
+    panels[0].set_ylim(max(0.0, low), min(100.0, high))
     for row in range(rows):
         panels[row * columns].set_ylabel("test top-1 (%)")
     order = [*map(spoken, shown), "other mitigations", "dense, trained on", "small twin"]

@@ -70,7 +70,8 @@ def _plain_ticks(axis: Axis, values: Iterable[float], text: str) -> None:
     """A handful of round numbers on a logarithmic axis."""
     values = list(values)
     low, high = min(values), max(values)
-    for steps in ((1, 2, 5), (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8)):
+    tenths = [1 + i / 10 for i in range(90)]
+    for steps in ((1, 2, 5), (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8), tenths):
         ticks = [s * 10.0**e for e in range(-6, 7) for s in steps if low <= s * 10.0**e <= high]
         if len(ticks) >= 4:
             break

@@ -106,7 +106,7 @@ def _forest(
                 _diamond(axes, row - 0.27, together(name, here))
             for position, (cell, (text, style)) in enumerate(styles.items()):
                 if cell in here:
-                    y = row - 0.1 + 0.5 * position / max(1, len(styles) - 1)
+                    y = row - 0.1 + position * min(0.15, 0.5 / max(1, len(styles) - 1))
                     mean = 100 * per_cell[name][cell].mean
                     axes.plot(mean, y, ls="none", ms=3.8, label=text, **style)
         order |= dict.fromkeys(text for text, _ in styles.values())

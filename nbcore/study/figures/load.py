@@ -48,7 +48,7 @@ def draw_load(
             axes.grid(axis="y")
             axes.set_ylim(bottom=0)
             if column == 0:
-                axes.set_ylabel("load (share of the stream)")
+                axes.set_ylabel("load (contribution / stream)")
             if row:
                 axes.set_xlabel("optimiser step")
         panels[row][1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)

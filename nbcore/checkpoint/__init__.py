@@ -1,0 +1,92 @@
+"""Checkpoint folders: the contract between training and everything that reads a variant.
+
+Nothing in a manifest is trusted until `verify_files` has re-hashed the files.
+"""
+
+from nbcore.checkpoint.entry import to_json, variant_from_json, variant_to_json
+from nbcore.checkpoint.files import (
+    file_entry,
+    resolve,
+    sha256_of,
+    verify_files,
+    write_atomically,
+)
+from nbcore.checkpoint.folder import (
+    VARIANT,
+    check_base,
+    check_recorded_base,
+    load_model,
+    load_weights,
+    read_trained,
+    recorded_run,
+    store_weights,
+    verify_trained,
+    write_entry,
+)
+from nbcore.checkpoint.manifest import (
+    MANIFEST,
+    read_manifest,
+    register_variant,
+    withdraw_variant,
+    withdrawn,
+    write_manifest,
+)
+from nbcore.checkpoint.schema import (
+    EXPORTED_FILES,
+    MAX_FILE_BYTES,
+    METRICS,
+    SCHEMA_VERSION,
+    TRAINED_FILES,
+    CheckpointError,
+    ExportRecord,
+    FileEntry,
+    Manifest,
+    Metric,
+    Preprocessing,
+    Provenance,
+    SiteEntry,
+    Variant,
+    with_files,
+)
+
+__all__ = [
+    "EXPORTED_FILES",
+    "MANIFEST",
+    "MAX_FILE_BYTES",
+    "METRICS",
+    "SCHEMA_VERSION",
+    "TRAINED_FILES",
+    "VARIANT",
+    "CheckpointError",
+    "ExportRecord",
+    "FileEntry",
+    "Manifest",
+    "Metric",
+    "Preprocessing",
+    "Provenance",
+    "SiteEntry",
+    "Variant",
+    "check_base",
+    "check_recorded_base",
+    "file_entry",
+    "load_model",
+    "load_weights",
+    "read_manifest",
+    "read_trained",
+    "recorded_run",
+    "register_variant",
+    "resolve",
+    "sha256_of",
+    "store_weights",
+    "to_json",
+    "variant_from_json",
+    "variant_to_json",
+    "verify_files",
+    "verify_trained",
+    "with_files",
+    "withdraw_variant",
+    "withdrawn",
+    "write_atomically",
+    "write_entry",
+    "write_manifest",
+]

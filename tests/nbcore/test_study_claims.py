@@ -1,0 +1,164 @@
+"""Verdicts: what is planted in a made-up study is found, and what is not planted is not claimed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nbcore.study.claims import all_claims, best_mitigation, fresh_runs
+from nbcore.study.grid import DENSE_PLUS, TWIN, Block, StudyConfig, Wave
+from nbcore.study.report import in_grid_order
+from nbcore.study.statistics import Estimate
+from nbcore.study.tables import read_frames
+from nbcore.study.verdicts import REFUTED, SUPPORTED, UNDECIDED, all_of, judge
+from tests.nbcore.study_tables import World, write_tables
+from tests.nbcore.tiny_study import tiny_study
+
+HOSTS = ("taylor", "s2vite", "magnitude", "random")
+MITIGATIONS = (
+    "none",
+    "token_merging",
+    "published",
+    "handoff",
+    "distillation",
+    "handoff+distillation",
+)
+COST = {"taylor": 0.05, "s2vite": 0.06, "magnitude": 0.07, "random": 0.12}
+
+
+def grid(seeds: tuple[int, ...] = (0, 1, 2, 3, 4), **changes: object) -> StudyConfig:
+    blocks = (
+        Block(hosts=HOSTS, mitigations=MITIGATIONS, ratios=(0.3, 0.1)),
+        Block(hosts=(DENSE_PLUS,), mitigations=MITIGATIONS, ratios=(1.0,)),
+        Block(hosts=(TWIN,), mitigations=("none",), ratios=(0.3, 0.1)),
+    )
+    return tiny_study(waves=(Wave(seeds=seeds, blocks=blocks),), **changes)
+
+
+def verdicts(study: StudyConfig, world: World, folder: Path, *, seed: int = 0) -> dict[str, str]:
+    write_tables(study, world, folder, seed=seed)
+    runs, sites, _ = read_frames(folder)
+    return {claim.sentence: claim.verdict for claim in all_claims(study, runs, sites)}
+
+
+def of(found: dict[str, str], *words: str) -> str:
+    """The verdict of the one claim whose sentence has all the words."""
+    chosen = [v for sentence, v in found.items() if all(word in sentence for word in words)]
+    assert len(chosen) == 1, f"{len(chosen)} claims with {words}"
+    return chosen[0]
+
+
+def estimate(low: float, high: float, n: int = 5, p: float = math.nan) -> Estimate:
+    return Estimate(mean=(low + high) / 2, low=low, high=high, n=n, p=p)
+
+
+@pytest.mark.parametrize(
+    ("given", "verdict"),
+    [
+        (estimate(0.001, 0.010), SUPPORTED),
+        (estimate(0.001, 0.010, p=0.2), UNDECIDED),  # not after Holm's correction
+        (estimate(0.001, 0.010, n=2), UNDECIDED),  # too few seeds
+        (estimate(-0.010, -0.001), REFUTED),
+        (estimate(-0.001, 0.0015), REFUTED),  # anything useful, from 0.002 on, is excluded
+        (estimate(-0.001, 0.0025), UNDECIDED),
+        (estimate(-0.010, -0.001, n=2), UNDECIDED),
+        (Estimate(mean=0.1, n=5), UNDECIDED),  # no interval
+    ],
+)
+def test_the_rule(given: Estimate, verdict: str) -> None:
+    assert judge(given, 0.002) == verdict
+
+
+def test_several_statements_together() -> None:
+    assert all_of([SUPPORTED, SUPPORTED]) == SUPPORTED
+    assert all_of([SUPPORTED, UNDECIDED]) == UNDECIDED
+    assert all_of([SUPPORTED, UNDECIDED, REFUTED]) == REFUTED
+    assert all_of([]) == UNDECIDED
+
+
+def test_planted_effects_are_found(tmp_path: Path) -> None:
+    world = World(
+        cost=COST,
+        relief={"handoff": 0.3, "distillation": 0.3, "handoff+distillation": 0.65},
+        general={"token_merging": 0.01},
+    )
+    found = verdicts(grid(), world, tmp_path)
+    for name in ("handoff", "distillation", "handoff+distillation", "token_merging"):
+        assert of(found, f"`{name}` makes pruned") == SUPPORTED
+    for name in ("handoff", "distillation", "handoff+distillation"):
+        assert of(found, f"`{name}` relieves") == SUPPORTED
+    # It adds as much to the dense model: a general regulariser, and no relief of pruning.
+    assert of(found, "`token_merging` relieves") != SUPPORTED
+    assert of(found, "`handoff+distillation`, recovers", "to 0.1 costs") == SUPPORTED
+    assert of(found, "`handoff+distillation` beats distillation") == SUPPORTED
+    assert of(found, "`handoff`, the best without distillation") != REFUTED
+    assert of(found, "Neural burden exists") == SUPPORTED
+    assert of(found, "Pruned models beat a dense twin") == SUPPORTED
+    assert of(found, "Hosts beat removal at random") == SUPPORTED
+
+
+def test_what_is_not_there_is_not_claimed(tmp_path: Path) -> None:
+    world = World(cost=dict.fromkeys(COST, 0.06), excess=0.0)
+    found = verdicts(grid(), world, tmp_path, seed=1)
+    # Being as good as a distillation that does nothing is true here, and so is beating the twin.
+    true = {sentence for sentence in found if "twin" in sentence or "at least as good" in sentence}
+    assert [s for s, v in found.items() if v == SUPPORTED and s not in true] == []
+    assert of(found, "Neural burden exists") != SUPPORTED
+    assert of(found, "recovers", "to 0.1 costs") == REFUTED
+
+
+def test_harm_is_told_as_not_supported(tmp_path: Path) -> None:
+    world = World(cost=COST, relief={"published": -0.3}, noise=0.001)
+    found = verdicts(grid(), world, tmp_path)
+    assert of(found, "`published` makes pruned") == REFUTED
+    assert of(found, "`published` relieves") == REFUTED
+    assert of(found, "published pair", "`taylor`") == REFUTED
+
+
+def test_two_seeds_decide_nothing(tmp_path: Path) -> None:
+    world = World(cost=COST, relief={"handoff": 0.5}, noise=0.0001)
+    found = verdicts(grid((0, 1)), world, tmp_path)
+    assert set(found.values()) == {UNDECIDED}
+
+
+def test_less_than_half_on_three_hosts_is_refuted(tmp_path: Path) -> None:
+    world = World(cost=COST, relief=dict.fromkeys(MITIGATIONS[1:], 0.2), noise=0.0005)
+    assert of(verdicts(grid(), world, tmp_path), "recovers", "to 0.1 costs") == REFUTED
+
+
+def test_the_best_is_chosen_on_validation_and_judged_on_fresh_seeds(tmp_path: Path) -> None:
+    study = grid(choice_seeds=(0, 1))
+    write_tables(study, World(cost=COST), tmp_path)
+    runs, _, _ = read_frames(tmp_path)
+    plain = (runs["pruner"] == "taylor") & (runs["seed"] < 2)
+    # Good on validation in the choice seeds; another good on test, and on validation elsewhere.
+    runs.loc[plain & (runs["mitigation"] == "handoff"), "val_top1"] += 0.2
+    runs.loc[runs["mitigation"] == "published", "top1"] += 0.2
+    late = (runs["mitigation"] == "published") & (runs["seed"] >= 2)
+    runs.loc[late, "val_top1"] += 0.2
+    assert best_mitigation(study, runs) == "handoff"
+    assert sorted(set(fresh_runs(study, runs)["seed"])) == [2, 3, 4]
+    # Without seeds set apart the validation split of all seeds decides.
+    assert best_mitigation(replace(study, choice_seeds=()), runs) == "published"
+
+
+def test_distillation_alone_is_a_control_and_not_the_best(tmp_path: Path) -> None:
+    study = grid()
+    world = World(
+        cost=COST, relief={"distillation": 0.9, "handoff+distillation": 0.5, "handoff": 0.2}
+    )
+    write_tables(study, world, tmp_path)
+    runs, _, _ = read_frames(tmp_path)
+    assert best_mitigation(study, runs) == "handoff+distillation"
+    assert best_mitigation(study, runs, without="distillation") == "handoff"
+
+
+def test_rows_are_read_in_the_order_of_the_grid(tmp_path: Path) -> None:
+    study = grid()
+    write_tables(study, World(cost=COST), tmp_path)
+    runs, _, _ = read_frames(tmp_path)
+    shuffled = runs.sample(frac=1, random_state=0)
+    assert in_grid_order(study, shuffled).equals(in_grid_order(study, runs))
