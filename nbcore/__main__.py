@@ -190,7 +190,8 @@ def _study(options: argparse.Namespace) -> int:
         out.with_name(f"{out.name}.runs") if options.out else Path("runs/study") / study.name
     )
     devices = _devices(options.device)
-    workers = options.workers or (4 if devices[0].startswith("cuda") else 1)
+    usual = 4 if devices[0].startswith("cuda") else 1
+    workers = usual if options.workers is None else options.workers
     if workers < 1:
         raise ValueError(f"--workers must be at least 1, got {workers}")
     progress = run_study(

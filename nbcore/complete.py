@@ -16,7 +16,8 @@ from nbcore.data import Dataset, Split, load_dataset, spread
 from nbcore.evaluate import evaluate, predict_logits
 from nbcore.export import export, open_session
 from nbcore.measure import mean_over_sites, measure_burden
-from nbcore.parity import PARITY_IMAGES, as_input
+from nbcore.parity import PARITY_IMAGES
+from nbcore.preprocessing import as_input
 from nbcore.provenance import device_name, library_versions, source_commit
 
 

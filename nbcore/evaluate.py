@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nbcore.data import Split
+from nbcore.preprocessing import as_input
 
 Predict = Callable[[Tensor], Tensor]
 """uint8 images [B, 3, S, S] -> logits [B, K]."""
@@ -50,7 +51,7 @@ def torch_predict(model: nn.Module, device: torch.device) -> Predict:
 
     @torch.inference_mode()
     def predict(images: Tensor) -> Tensor:
-        return model(images.to(device).float() / 255)
+        return model(as_input(images.to(device)))
 
     return predict
 

@@ -22,6 +22,7 @@ from nbcore.burden import (
     takeover,
 )
 from nbcore.macs import macs_of
+from nbcore.preprocessing import as_input
 from nbcore.vit import PrunableViT, Tokens, unmerge
 
 
@@ -69,7 +70,7 @@ def pooled_loads(metered: MeteredViT, images: Tensor, *, batch_size: int = 32) -
     """
     sums, owner = _Sums(), _site_of_unit(metered.model)
     for batch in images.split(batch_size):
-        _, unit_load, _, stream, *_ = metered(batch.to(metered.model.mean.device).float() / 255)
+        _, unit_load, _, stream, *_ = metered(as_input(batch.to(metered.model.mean.device)))
         sums.add(unit_load, stream, owner)
     return sums.pooled([site.num_units for site in metered.model.sites])
 
@@ -97,7 +98,12 @@ def measure_burden(
         batch_size: Images per forward pass.
         cut: Where single weights were removed and not units: the dense model without them, with
             the dense model's means.
+
+    Raises:
+        ValueError: If there is no image.
     """
+    if not len(images):
+        raise ValueError("measuring burden needs at least one image")
     device = dense.model.mean.device
     kept = [units.to(device) for units in kept]
     survives = torch.zeros(dense.model.num_units, device=device)
@@ -107,7 +113,7 @@ def measure_burden(
     taken = torch.zeros(len(kept), 2, dtype=torch.float64, device=device)
     missed = torch.zeros(len(kept) // 2, 2, dtype=torch.float64, device=device)
     for batch in tqdm(images.split(batch_size), desc="measure burden", unit="batch"):
-        x = batch.to(device).float() / 255
+        x = as_input(batch.to(device))
         for name, model, gate in (
             ("dense", dense, None),
             ("cut", cut or dense, survives[None]),

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from nbcore.burden import MeteredViT
+from nbcore.preprocessing import as_input
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -72,11 +73,6 @@ class Parity:
                     f"{name}: ONNX and torch {what} differ by {value:.2e} on {self.images} images, "
                     f"at most {TOLERANCE:.0e} is accepted; {remedy}"
                 )
-
-
-def as_input(images: Tensor) -> Tensor:
-    """uint8 images [B, 3, S, S] as the model's input in [0, 1]."""
-    return images.float() / 255
 
 
 def parity_batches(images: Tensor) -> Iterator[Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from PIL import Image, ImageOps
+from torch import Tensor
 
 # 5000 x 2 pixels resized to a shorter side of 224 would be 560,000 pixels wide.
 _MAX_ASPECT = 16
@@ -82,3 +83,8 @@ def to_array(image: Image.Image) -> np.ndarray:
     """A picture's values as float32 in [0, 1], RGB, [3, H, W]: each 8-bit value divided by 255."""
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32) / np.float32(255)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def as_input(images: Tensor) -> Tensor:
+    """The same for many: uint8 images [B, 3, S, S] as float32 in [0, 1]."""
+    return images.float() / 255

@@ -20,7 +20,7 @@ from nbcore.export import round_to_half
 from nbcore.fit import Base, Fitted
 from nbcore.macs import macs_of
 from nbcore.measure import mean_over_sites, measure_burden
-from nbcore.parity import as_input
+from nbcore.preprocessing import as_input
 from nbcore.provenance import device_name, library_versions, source_commit
 from nbcore.stages import run_record
 from nbcore.vit import PrunableViT

@@ -28,11 +28,13 @@ class PersistentDynamic(Mitigation):
 
     regrows = True
 
-    def __init__(self, *, fade: int = 50, margin: float = 0.2) -> None:
+    def __init__(self, *, fade: int = 10, margin: float = 0.2) -> None:
         """Choose how units return.
 
         Args:
-            fade: Steps over which the gate of a returning unit opens; 0 opens it at once.
+            fade: Steps over which the gate of a returning unit opens; 0 opens it at once. Best about
+                the steps between two choices: hosts that exchange many units at each would
+                otherwise train with gates that are never open.
             margin: By how much of its own size a kept unit's score is raised when units are
                 ranked; 0 ranks all alike.
         """

@@ -34,8 +34,8 @@ ALL = (
     "handoff",
     "distillation",
     "handoff+distillation",
-    "handoff+reconstruction",
-    "handoff+reconstruction+distillation",
+    "token_merging+handoff",
+    "token_merging+handoff+distillation",
 )
 
 
@@ -291,6 +291,22 @@ def _four_layer(
     )
 
 
+def _tuned(study: StudyConfig) -> StudyConfig:
+    """With the settings that had the smallest validation loss in `cifar10-tuning`."""
+    merging = study.mitigation_options["token_merging"]
+    return replace(
+        study,
+        arm=replace(study.arm, lr=4e-3),
+        prune=replace(study.prune, end=0.3),
+        mitigation_options={
+            "token_merging": {"block": 1, "r": 2 * merging["r"]},
+            "persistent_dynamic": {"fade": 18, "margin": 0.2},
+            "handoff": {"ridge": 0.3},
+            "distillation": {"weight": 2.0, "temperature": 2.0},
+        },
+    )
+
+
 CORE = (
     Block(hosts=("taylor", "s2vite"), mitigations=ALL, ratios=(0.1, 0.3)),
     Block(hosts=(WEIGHTS,), mitigations=PAPER, ratios=(0.05, 0.02, 0.2)),
@@ -316,7 +332,7 @@ def cifar10_four_layer() -> StudyConfig:
         for host in ("magnitude", "movement", "wdpruning", "vit_slim", "random")
     ]
     waves = (Wave(seeds=(0, 1, 2, 3, 4), blocks=CORE), *others)
-    return _four_layer("cifar10-four-layer", "cifar10", (45, 8), waves)
+    return _tuned(_four_layer("cifar10-four-layer", "cifar10", (45, 8), waves))
 
 
 @STUDIES.register("cifar10-tuning")
@@ -379,7 +395,7 @@ def mnist_four_layer() -> StudyConfig:
     Expected: unknown; differences will be small, as MNIST is nearly solved at every budget.
     """
     waves = (Wave(seeds=(0, 1, 2, 3, 4), blocks=CORE),)
-    return _four_layer("mnist-four-layer", "mnist", (15, 4), waves)
+    return _tuned(_four_layer("mnist-four-layer", "mnist", (15, 4), waves))
 
 
 @STUDIES.register("imagenette-vit-tiny")
@@ -394,7 +410,7 @@ def imagenette_vit_tiny() -> StudyConfig:
     Expected: unknown; it tests whether what won on CIFAR-10 wins on photos.
     """
     dense, first, *_ = RECIPES["imagenette-vit-tiny"]()
-    best = "handoff+reconstruction"
+    best = "token_merging+handoff"
     mitigations = ("none", "published", best, "distillation", f"{best}+distillation")
     core = (
         Block(hosts=("taylor", "s2vite", "magnitude"), mitigations=mitigations, ratios=(0.25,)),
@@ -419,7 +435,9 @@ def imagenette_vit_tiny() -> StudyConfig:
         prune=PruneConfig(pruner="taylor", macs_ratio=0.5, updates=10),
         mitigation_options={
             "token_merging": {"block": 4, "r": 64},
-            "persistent_dynamic": {"fade": 12},
+            "persistent_dynamic": {"fade": 12, "margin": 0.2},
+            "handoff": {"ridge": 0.3},
+            "distillation": {"weight": 2.0, "temperature": 2.0},
         },
         waves=(
             Wave(seeds=(0, 1, 2), blocks=core),

@@ -312,8 +312,8 @@ def _method(study: StudyConfig) -> Iterator[str]:
         else "chosen by its gain on the validation split and judged on the test photos"
     )
     yield (
-        "The arms of a seed fork from the same dense model and see the same data in the same order for "
-        "the same number of steps; only differences within a seed are taken, and intervals are "
+        "The arms of a seed fork from the same dense model and see the same data in the same order "
+        "for the same number of steps; only differences within a seed are taken, and intervals are "
         "those of Student's t over seeds (statsmodels), of ratios Fieller's. `budget` is the "
         "target for MACs of the compact model over MACs of the dense one, token merging included "
         "in both; "

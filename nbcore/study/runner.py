@@ -145,13 +145,16 @@ class _Crew:
         self.workers.append(_Worker(process=process, pipe=pipe, device=device))
 
     def dismiss(self) -> None:
+        """Let idle workers leave, and end those that are busy or cannot hear."""
         for worker in self.workers:
+            if worker.task is not None:
+                worker.process.kill()
             with contextlib.suppress(OSError):
                 worker.pipe.send(None)
         for worker in self.workers:
-            worker.process.join(10)
-            if worker.process.is_alive():
-                worker.process.kill()
+            worker.process.join(5)
+            worker.process.kill()
+            worker.process.join()
 
 
 def _drive(
@@ -169,10 +172,11 @@ def _drive(
     cuda = any(device.startswith("cuda") for device in devices)
     threads = max(1, (os.cpu_count() or 1) // everyone) if cuda else None
     crew = _Crew(context=context, threads=threads)
-    for device in devices:
-        for _ in range(min(workers, len(schedule.waiting))):
-            crew.hire(device)
     try:
+        if deadline is None or time.monotonic() < deadline:
+            for device in devices:
+                for _ in range(min(workers, len(schedule.waiting))):
+                    crew.hire(device)
         while True:
             late = deadline is not None and time.monotonic() > deadline
             for worker in crew.workers:

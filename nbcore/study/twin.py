@@ -10,8 +10,8 @@ from nbcore.vit import PrunableViT, narrowed
 def twin_widths(model: PrunableViT, macs_ratio: float) -> tuple[list[int], list[int]]:
     """Heads and neurons of each block of a twin: the same share of both in every block.
 
-    Heads are rounded, neurons take what is left of the budget in groups of eight, the first blocks
-    one group more where it does not divide evenly.
+    Heads are rounded (down, where neurons would not fit beside them), neurons take what is left of
+    the budget in groups of eight, the first blocks one group more where it does not divide evenly.
 
     Args:
         model: Dense model.
@@ -27,14 +27,17 @@ def twin_widths(model: PrunableViT, macs_ratio: float) -> tuple[list[int], list[
     units = sum(c * s.num_units for c, s in zip(macs.per_unit, model.sites, strict=True))
     share = spendable / units
     num_heads = [max(1, round(share * n)) for n in heads]
-    left = spendable - sum(c * n for c, n in zip(macs.per_unit[0::2], num_heads, strict=True))
-    group = NEURON_GROUP * macs.per_unit[1]
-    groups = int(left // group)
-    if groups < len(heads):
-        raise ValueError(
-            f"a twin at {macs_ratio:g} of the MACs cannot hold one head and {NEURON_GROUP} "
-            "neurons in every block"
-        )
+    while True:
+        left = spendable - sum(c * n for c, n in zip(macs.per_unit[0::2], num_heads, strict=True))
+        groups = int(left // (NEURON_GROUP * macs.per_unit[1]))
+        if groups >= len(heads):
+            break
+        if max(num_heads) == 1:
+            raise ValueError(
+                f"a twin at {macs_ratio:g} of the MACs cannot hold one head and {NEURON_GROUP} "
+                "neurons in every block"
+            )
+        num_heads = [max(1, n - 1) for n in num_heads]
     each, more = divmod(groups, len(heads))
     wanted = [NEURON_GROUP * (each + (block < more)) for block in range(len(heads))]
     return num_heads, [min(n, most) for n, most in zip(wanted, neurons, strict=True)]

@@ -1,9 +1,10 @@
 """timm Vision Transformers as sites and units; this package alone knows timm's attributes."""
 
+from nbcore.vit.block import Parts, block_forward, stem_forward
 from nbcore.vit.build import build_model, create_dense, fold_batchnorm, narrowed, with_merge
 from nbcore.vit.compiled import compiled_parts
 from nbcore.vit.merging import Tokens, match_tokens, merge_tokens, unmerge
-from nbcore.vit.model import Parts, PrunableViT, Tap, block_forward, stem_forward
+from nbcore.vit.model import PrunableViT, Tap
 from nbcore.vit.sites import Site, SiteKind, sites_of
 from nbcore.vit.stem import STEMS, ConvStem
 

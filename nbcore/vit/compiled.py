@@ -6,7 +6,7 @@ import functools
 
 import torch
 
-from nbcore.vit.model import Parts, block_forward, stem_forward
+from nbcore.vit.block import Parts, block_forward, stem_forward
 
 
 @functools.cache

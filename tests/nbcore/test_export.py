@@ -21,7 +21,8 @@ from nbcore.burden import MeteredViT, calibrate
 from nbcore.compact import compact, kept_units
 from nbcore.config import Merge
 from nbcore.export import export, open_session, round_to_half
-from nbcore.parity import TOLERANCE, ExportError, as_input, differences
+from nbcore.parity import TOLERANCE, ExportError, differences
+from nbcore.preprocessing import as_input
 from nbcore.vit import PrunableViT
 from tests.nbcore.tiny import AVERAGED, tiny
 
@@ -143,8 +144,13 @@ def test_the_file_states_its_units_and_grid(exported: Exported) -> None:
     assert json.loads(stated["grid"]) == [4, 4]
     assert json.loads(stated["site_names"])[:2] == ["blocks.0.attn", "blocks.0.mlp"]
     assert [i.name for i in exported.session.get_inputs()] == ["image"]
-    optional = {i.name: i.shape[1] for i in exported.session.get_overridable_initializers()}
-    assert optional == {"unit_gate": sum(sizes), "unit_keep": sum(sizes)}
+    # Gates may have one row for all images: their batch is not that of the image.
+    assert [i.shape for i in exported.session.get_inputs()] == [["batch", 3, 32, 32]]
+    optional = {i.name: i.shape for i in exported.session.get_overridable_initializers()}
+    assert optional == {
+        "unit_gate": ["unit_gate_batch", sum(sizes)],
+        "unit_keep": ["unit_keep_batch", sum(sizes)],
+    }
     outputs = ["logits", "unit_load", "token_load", "stream"]
     merging = exported.metered.model.merge is not None
     names = [o.name for o in exported.session.get_outputs()]

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from nbcore.burden import BurdenReport, MeteredViT
 from nbcore.compact import compact, kept_units
 from nbcore.config import Merge
-from nbcore.parity import as_input
 from nbcore.measure import mean_over_sites, measure_burden
+from nbcore.preprocessing import as_input
 from nbcore.vit import Tokens, with_merge
 from tests.nbcore.controls import CONTROLS, permuted_units, scaled_stream
 from tests.nbcore.tiny import AVERAGED, metered, paired, randomise, tiny
@@ -224,6 +224,13 @@ def test_controls_move_no_number(
     same = ("burden", "burden_null", "selection") if control is scaled_stream else NAMES
     for name in same:
         assert getattr(one, name) == pytest.approx(getattr(report, name), rel=1e-8), name
+
+
+def test_measuring_needs_an_image() -> None:
+    dense = metered(tiny())
+    kept = kept_units(dense.model, survivors([]))
+    with pytest.raises(ValueError, match="at least one image"):
+        measure_burden(dense, dense, kept, IMAGES[:0])
 
 
 def test_means_over_sites_weigh_the_macs_removed() -> None:

@@ -18,10 +18,10 @@ from nbcore.parity import (
     ExportError,
     Parity,
     _load_errors,
-    as_input,
     compare,
     parity_batches,
 )
+from nbcore.preprocessing import as_input
 from tests.nbcore.tiny import AVERAGED, close, metered, tiny
 
 PHOTOS = torch.randint(
@@ -184,9 +184,3 @@ def test_parity_needs_an_image(dense: MeteredViT) -> None:
 def test_parity_starts_with_one_two_and_seven_images() -> None:
     sizes = [len(batch) for batch in parity_batches(torch.zeros(50, 1))]
     assert sizes == [1, 2, 7, 32, 8]
-
-
-def test_images_are_divided_by_255() -> None:
-    assert as_input(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist() == pytest.approx(
-        [0, 0.2, 1]
-    )

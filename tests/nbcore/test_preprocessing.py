@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import v2
 
-from nbcore.preprocessing import preprocess, to_array, to_rgb
+from nbcore.preprocessing import as_input, preprocess, to_array, to_rgb
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -134,3 +135,9 @@ def test_sixteen_bit_grey_is_scaled() -> None:
     values = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
     grey = np.asarray(to_rgb(Image.fromarray(values)))[0, :, 0]
     assert grey.tolist() == [0, 0, 1, 128, 255]
+
+
+def test_batches_are_divided_by_255() -> None:
+    assert as_input(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist() == pytest.approx(
+        [0, 0.2, 1]
+    )

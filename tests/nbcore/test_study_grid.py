@@ -18,6 +18,7 @@ from nbcore.study.grid import (
     Block,
     Wave,
     acting_without_removal,
+    parts_of,
     references,
 )
 from tests.nbcore.tiny_study import arm, tiny_study
@@ -94,7 +95,21 @@ def test_every_name_of_a_grid_is_known_and_every_option_fits(name: str) -> None:
             prune = study.prune_config(a)
             assert (prune.pruner, prune.macs_ratio) == (a.pruner, a.target_macs_ratio)
             create_mitigation(prune.mitigation, prune.mitigation_options)
-        create_mitigation(a.mitigation, study.options_of(a.mitigation))
+        create_mitigation("+".join(parts_of(a.mitigation)), study.options_of(a.mitigation))
+
+
+def test_settings_of_a_tuning_study_change_only_what_they_name() -> None:
+    study = STUDIES["cifar10-tuning"]()
+    host = arm("taylor", "none", 0.1, seed=100)
+    tried = replace(host, mitigation="none@1")
+    assert (study.arm_config(tried).lr, study.prune_config(tried).end) == (2e-3, 0.3)
+    assert replace(study.arm_config(tried), lr=study.arm.lr) == study.arm_config(host)
+    assert replace(study.prune_config(tried), end=study.prune.end) == study.prune_config(host)
+    handoff = replace(host, mitigation="handoff@3")
+    assert study.options_of(handoff.mitigation) == {"handoff": {"ridge": 0.3}}
+    assert study.arm_config(handoff) == study.arm
+    assert study.prune_config(handoff).mitigation == "handoff"
+    assert len({study.fingerprint(a) for a in study.arms()}) == len(study.arms())
 
 
 def test_needs() -> None:

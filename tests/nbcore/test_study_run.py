@@ -132,15 +132,15 @@ def test_a_dead_worker_is_replaced(finished: Path, tmp_path: Path) -> None:
 
 
 def test_a_failing_arm_stops_no_other_and_is_tried_again_next_time(copy: Path) -> None:
-    bad = Block(hosts=("taylor",), mitigations=("no_such", "none"), ratios=(0.4,))
+    bad = Block(hosts=("taylor",), mitigations=("no_such", "none"), ratios=(0.45,))
     study = tiny_study()
     study = replace(study, waves=(*study.waves, Wave(seeds=(0,), blocks=(bad,))))
     progress = run_here(study, copy)
-    lost = arm(mitigation="no_such", ratio=0.4)
+    lost = arm(mitigation="no_such", ratio=0.45)
     assert list(progress.failed) == [lost]
     assert "unknown mitigation 'no_such'" in progress.failed[lost]
     assert progress.finished == progress.total - 1
-    assert arm(ratio=0.4) in rows(copy / "out")
+    assert arm(ratio=0.45) in rows(copy / "out")
     failures = Table(copy / "out" / "failures.csv", FAILURE_COLUMNS)
     assert [Arm.from_columns(row) for row in failures.read()] == [lost]
     assert "unknown mitigation" in failures.read()[0]["error"]

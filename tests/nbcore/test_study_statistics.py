@@ -96,6 +96,13 @@ def test_gain_is_paired_by_seed(runs: pd.DataFrame) -> None:
     assert overall(table).n == 3
 
 
+def test_pairs_are_found_in_whatever_order_runs_were_finished(runs: pd.DataFrame) -> None:
+    shuffled = runs.sample(frac=1, random_state=3)
+    assert gains(shuffled, "handoff")["taylor", 0.5].tolist() == pytest.approx([0.05, 0.02, 0.05])
+    assert pruning_loss(shuffled)["taylor", 0.5].tolist() == pytest.approx([0.10, 0.08, 0.09])
+    assert dense_gain(shuffled, "token_merging").tolist() == pytest.approx([0.01, 0.0, 0.02])
+
+
 def test_gain_over_another_mitigation(runs: pd.DataFrame) -> None:
     table = gains(runs, "handoff", "token_merging")
     assert list(table.columns) == [("taylor", 0.5)]
