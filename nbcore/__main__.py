@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -280,10 +281,8 @@ def _bench_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _bench(options: argparse.Namespace) -> int:
-    import os
-
     from nbcore.bench.timm_loop import TIMM
-    from nbcore.bench.train import TrainBench, bench_train, table
+    from nbcore.bench.train import TrainBench, bench_train, table, usable_cores
 
     bench = TrainBench(
         data_dir=options.data,
@@ -292,7 +291,7 @@ def _bench(options: argparse.Namespace) -> int:
         device=str(_device(options.device)),
         img_size=options.img_size,
         batch_size=options.batch_size,
-        workers=options.workers if options.workers is not None else os.cpu_count() or 1,
+        workers=usable_cores() if options.workers is None else options.workers,
         seconds=options.seconds,
         rounds=options.rounds,
         settings=tuple(options.settings or TIMM),
@@ -306,10 +305,14 @@ def _bench(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from dataclasses import replace
 
+    from nbcore.distributed import join
     from nbcore.pipeline import run_variant
     from nbcore.recipes import RECIPES
 
-    device = _device(options.device)
+    processes, own = join(options.device)
+    device = own or _device(options.device)
+    launched = f"accelerate launch --num_processes {processes.count}"
+    python = "python" if processes.count == 1 else launched
     runs = [replace(config, seed=options.seed) for config in RECIPES[options.recipe]()]
     if options.pretrained or options.weights:
         runs = [
@@ -330,13 +333,16 @@ def _run(options: argparse.Namespace) -> int:
     stages = set()
     for config in runs:
         command = (
-            f"python -m nbcore run {options.recipe} --only {config.id} "
+            f"{python} -m nbcore run {options.recipe} --only {config.id} "
             f"--seed {options.seed} --data DIR{start}"
         )
-        stage = run_variant(config, options.out, options.data, device, command=command)
+        stage = run_variant(
+            config, options.out, options.data, device, command=command, processes=processes
+        )
         stages.add(stage)
-        print(f"{config.id}: {stage}")
-    if "trained" in stages:
+        if processes.is_first:
+            print(f"{config.id}: {stage}")
+    if "trained" in stages and processes.is_first:
         print(
             "onnxruntime is not installed here: finish with `python -m nbcore export ID` where it "
             "is"
@@ -460,6 +466,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = parser().parse_args(arguments)
     options.arguments = arguments
+    if options.command != "run" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        print(
+            f"nbcore: several processes can share `run` only, not `{options.command}`: start it "
+            "with `python -m nbcore`",
+            file=sys.stderr,
+        )
+        return 2
     level = logging.INFO if options.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,32 @@ LOG_ASPECT = 0.2877
 """log(4/3): the widest aspect ratio of a crop."""
 
 
-def augment(images: Tensor, side: int, config: TrainConfig, generator: Generator) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class PartDraws:
+    """Draws for some images of a batch: those for the whole batch, cut, so that processes that
+    share a batch see together what one alone would."""
+
+    generator: Generator
+    """In the same state in every process."""
+    batch_size: int
+    """Images of the whole batch."""
+    rows: Tensor
+    """Which of them are at hand, int64 [B]."""
+
+
+Draws = Generator | PartDraws
+
+
+def _rand(shape: tuple[int, ...], draws: Draws, *, batch_dim: int = 0) -> Tensor:
+    """Uniform numbers in 0..1; the size along `batch_dim` is that of the images at hand."""
+    if isinstance(draws, Generator):
+        return torch.rand(shape, generator=draws, device=draws.device)
+    whole = (*shape[:batch_dim], draws.batch_size, *shape[batch_dim + 1 :])
+    numbers = torch.rand(whole, generator=draws.generator, device=draws.generator.device)
+    return numbers.index_select(batch_dim, draws.rows)
+
+
+def augment(images: Tensor, side: int, config: TrainConfig, generator: Draws) -> Tensor:
     """Randomly cropped, mirrored and coloured training images.
 
     Args:
@@ -31,7 +57,7 @@ def augment(images: Tensor, side: int, config: TrainConfig, generator: Generator
     Returns:
         Single precision [B, 3, side, side] in [0, 1].
     """
-    draws = torch.rand(NUM_DRAWS, len(images), generator=generator, device=images.device)
+    draws = _rand((NUM_DRAWS, len(images)), generator, batch_dim=1)
     plain = not config.three_augment
     first = _compiled() if images.is_cuda else crop_and_colour
     jitter = config.jitter if plain else 0.0
@@ -79,8 +105,8 @@ def _compiled() -> Callable[..., Tensor]:
     return torch.compile(crop_and_colour, dynamic=False)
 
 
-def _uniform(batch: int, low: float, high: float, generator: Generator) -> Tensor:
-    return torch.rand(batch, generator=generator, device=generator.device) * (high - low) + low
+def _uniform(batch: int, low: float, high: float, generator: Draws) -> Tensor:
+    return _rand((batch,), generator) * (high - low) + low
 
 
 def random_resized_crop(
@@ -128,7 +154,7 @@ def colour_jitter(images: Tensor, strength: float, draws: Tensor) -> Tensor:
     return (grey + (x - grey) * saturation).clamp(0, 1)
 
 
-def three_augment(images: Tensor, generator: Generator) -> Tensor:
+def three_augment(images: Tensor, generator: Draws) -> Tensor:
     """Each image becomes grey, solarised or blurred, a third each (DeiT III, arXiv:2204.07118)."""
     choice = _uniform(len(images), 0.0, 3.0, generator)[:, None, None, None]
     kernel = images.new_tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
@@ -138,17 +164,17 @@ def three_augment(images: Tensor, generator: Generator) -> Tensor:
     return torch.where(choice < 1, _grey(images), torch.where(choice < 2, solarised, blurred))
 
 
-def erase(images: Tensor, share: float, generator: Generator) -> Tensor:
+def erase(images: Tensor, share: float, generator: Draws) -> Tensor:
     """Fill one random rectangle (2 % to 20 % of the area) of a share of the images with noise."""
     batch, _, height, width = images.shape
     side = _uniform(batch, 0.02, 0.2, generator).sqrt()
     hit = _uniform(batch, 0.0, 1.0, generator) < share
     mask = _rectangles(batch, height, width, side, generator) & hit[:, None, None]
-    noise = torch.rand(images.shape, generator=generator, device=images.device)
+    noise = _rand(tuple(images.shape), generator)
     return torch.where(mask[:, None], noise, images)
 
 
-def _rectangles(batch: int, height: int, width: int, side: Tensor, generator: Generator) -> Tensor:
+def _rectangles(batch: int, height: int, width: int, side: Tensor, generator: Draws) -> Tensor:
     """Squares of relative side `side` [B] at random places: boolean [B, H, W]."""
     top = _uniform(batch, 0.0, 1.0, generator) * (1 - side)
     left = _uniform(batch, 0.0, 1.0, generator) * (1 - side)

@@ -16,6 +16,7 @@ from nbcore.checkpoint import Variant
 from nbcore.compact import compact, kept_units
 from nbcore.config import RunConfig
 from nbcore.data import Dataset
+from nbcore.distributed import ALONE, Processes
 from nbcore.macs import macs_of
 from nbcore.mitigation import Mitigation, create_mitigation
 from nbcore.mitigation.distillation import Distillation
@@ -59,7 +60,12 @@ def read_base(config: RunConfig, out: Path) -> Base | None:
 
 
 def fit(
-    config: RunConfig, data: Dataset, base: Base | None, device: torch.device, state_path: Path
+    config: RunConfig,
+    data: Dataset,
+    base: Base | None,
+    device: torch.device,
+    state_path: Path,
+    processes: Processes = ALONE,
 ) -> Fitted:
     """Train a run's model, and compact it.
 
@@ -69,6 +75,7 @@ def fit(
         base: What a pruned run forks from, left as it is; None for a dense run.
         device: Where to train.
         state_path: File of the resumable state.
+        processes: Those that train it together, each calling this with the same arguments.
     """
     torch.manual_seed(config.seed)
     options: dict[str, Any] = {
@@ -76,6 +83,7 @@ def fit(
         "device": device,
         "state_path": state_path,
         "title": config.id,
+        "processes": processes,
     }
     if base is None:
         result = _train_dense(config, data, options)
@@ -87,7 +95,7 @@ def fit(
 
 def _train_dense(config: RunConfig, data: Dataset, options: dict[str, Any]) -> TrainResult:
     model = create_dense(config.model, img_size=config.data.img_size, num_classes=len(data.classes))
-    mitigation = _teaching(config, data, options["device"], options["state_path"])
+    mitigation = _teaching(config, data, options)
     return train(model.to(options["device"]), data, config.train, mitigation=mitigation, **options)
 
 
@@ -122,20 +130,16 @@ def _train_pruned(
     )
 
 
-def _teaching(
-    config: RunConfig, data: Dataset, device: torch.device, state_path: Path
-) -> Mitigation:
+def _teaching(config: RunConfig, data: Dataset, options: dict[str, Any]) -> Mitigation:
     """What a dense model learns from beside the labels: its teacher's answers, or nothing."""
     if config.teacher is None:
         return create_mitigation("none", {})
-    teacher = train_teacher(
-        config.teacher,
-        data,
-        seed=config.seed,
-        device=device,
-        state_path=state_path.with_name(f"teacher-{state_path.name}"),
-        title=f"{config.id}: teacher {config.teacher.name}",
-    )
+    state_path = options["state_path"]
+    own = {
+        "state_path": state_path.with_name(f"teacher-{state_path.name}"),
+        "title": f"{config.id}: teacher {config.teacher.name}",
+    }
+    teacher = train_teacher(config.teacher, data, **options | own)
     return Distillation(
         teacher=teacher, weight=config.teacher.weight, temperature=config.teacher.temperature
     )

@@ -17,6 +17,7 @@ import torch
 from nbcore.complete import export_variant
 from nbcore.config import RunConfig
 from nbcore.data import load_dataset
+from nbcore.distributed import ALONE, Processes
 from nbcore.fit import fit, read_base
 from nbcore.pruning import PRUNERS
 from nbcore.record import record
@@ -26,7 +27,13 @@ logger = logging.getLogger(__name__)
 
 
 def run_variant(
-    config: RunConfig, out: Path, data_dir: Path | None, device: torch.device, *, command: str
+    config: RunConfig,
+    out: Path,
+    data_dir: Path | None,
+    device: torch.device,
+    *,
+    command: str,
+    processes: Processes = ALONE,
 ) -> str:
     """Bring one variant as far as this host can; what is done already is not done again.
 
@@ -36,6 +43,8 @@ def run_variant(
         data_dir: Where prepared data lie.
         device: Where to train.
         command: The command line that reproduces this run, for the record.
+        processes: Those that train together, each calling this with the same arguments; the first
+            one does all else.
 
     Returns:
         "exported" or "trained", the stage that was reached.
@@ -51,12 +60,12 @@ def run_variant(
             "unit, so there is nothing to compact and nothing gets faster; it runs in studies only "
             "(`python -m nbcore study`)"
         )
-    if is_exported(config, out):
+    if processes.of_first(lambda: is_exported(config, out)):
         logger.info("%s: already exported", config.id)
         return "exported"
-    trained = is_trained(config, out)
+    trained = processes.of_first(lambda: is_trained(config, out))
     if not trained:
-        refuse_to_orphan(config.id, out)
+        processes.of_first(lambda: refuse_to_orphan(config.id, out))
     data = load_dataset(
         config.data.dataset,
         data_dir,
@@ -66,11 +75,19 @@ def run_variant(
     )
     if not trained:
         base, state = read_base(config, out), state_path(config, out)
-        fitted = fit(config, data, base, device, state)
-        variant = record(config, data, base, fitted, out, device, command=command)
-        shutil.rmtree(state.parent, ignore_errors=True)
-        logger.info("%s: trained, top-1 %.4f", config.id, variant.metrics["top1"])
+        fitted = fit(config, data, base, device, state, processes)
+
+        def keep() -> None:
+            variant = record(config, data, base, fitted, out, device, command=command)
+            shutil.rmtree(state.parent, ignore_errors=True)
+            logger.info("%s: trained, top-1 %.4f", config.id, variant.metrics["top1"])
+
+        processes.of_first(keep)
     if importlib.util.find_spec("onnxruntime") is None:
         return "trained"
-    export_variant(config.id, out, data)
+
+    def complete() -> None:
+        export_variant(config.id, out, data)
+
+    processes.of_first(complete)
     return "exported"

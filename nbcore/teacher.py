@@ -27,11 +27,12 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from tqdm import tqdm
 
-from nbcore.augment import augment, mix
+from nbcore.augment import Draws, PartDraws, augment, mix
 from nbcore.config import TeacherConfig
 from nbcore.data import Dataset
+from nbcore.distributed import ALONE, Processes
 from nbcore.evaluate import split_accuracy
-from nbcore.train import WeightAverage, learning_rate, soft_targets, steps_per_epoch
+from nbcore.train import SEED_STRIDE, WeightAverage, learning_rate, soft_targets, steps_per_epoch
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ def train_teacher(
     device: torch.device,
     state_path: Path | None = None,
     title: str = "teacher",
+    processes: Processes = ALONE,
 ) -> TeacherNet:
     """Train the teacher, or read it where it was trained before.
 
@@ -89,6 +91,7 @@ def train_teacher(
         device: Where to train.
         state_path: Where the resumable state lives, and afterwards the teacher; None keeps none.
         title: Shown beside the progress bar.
+        processes: Those that train it together, each calling this with the same arguments.
 
     Returns:
         The averaged network, frozen, in evaluation mode, BatchNorm folded.
@@ -108,10 +111,16 @@ def train_teacher(
     ema = WeightAverage(model, decay=train.ema_decay, use_warmup=True)
     generator = torch.Generator(device).manual_seed(seed)
     mix_generator = torch.Generator().manual_seed(seed)
+    rows = processes.share(batch_size, device)
+    draws: Draws = generator
+    if rows is not None:
+        draws = PartDraws(generator=generator, batch_size=batch_size, rows=rows)
+        # Each process drops other features and paths.
+        torch.manual_seed(seed + SEED_STRIDE * processes.rank)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
     done = 0
-    if state_path is not None and state_path.exists():
+    if state_path is not None and processes.of_first(state_path.exists):
         state = torch.load(state_path, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
         ema.module.load_state_dict(state["ema"])
@@ -120,12 +129,15 @@ def train_teacher(
         mix_generator.set_state(state["mix_generator"].cpu())
         done = state["epoch"]
     sides = [side for side, epochs in train.epochs for _ in range(epochs)]
-    with tqdm(total=len(sides), initial=done, desc=title, unit="epoch") as bar:
+    hide = not processes.is_first
+    with tqdm(total=len(sides), initial=done, desc=title, unit="epoch", disable=hide) as bar:
         for epoch in range(done, len(sides)):
             order = torch.randperm(len(images), generator=generator, device=device)
             for i, picks in enumerate(order[: per_epoch * batch_size].split(batch_size)):
                 step = epoch * per_epoch + i
-                x = augment(images[picks], sides[epoch], train, generator)
+                if rows is not None:
+                    picks = picks[rows]
+                x = augment(images[picks], sides[epoch], train, draws)
                 soft = soft_targets(targets[picks], len(data.classes), train)
                 x, soft = mix(x, soft, train, mix_generator)
                 x = x.contiguous(memory_format=torch.channels_last)
@@ -135,6 +147,7 @@ def train_teacher(
                 with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                     logits = model(x)
                 F.cross_entropy(logits.float(), soft).backward()
+                processes.average_gradients_(model)
                 nn.utils.clip_grad_norm_(model.parameters(), train.clip_grad)
                 optimizer.step()
                 ema.update(model, step=step + 1)
@@ -144,7 +157,8 @@ def train_teacher(
                 top1 = split_accuracy(ema.module, data.validation, device)
                 bar.set_postfix(top1=f"{top1:.3f}")
                 logger.info("%s: epoch %d, validation top-1 %.4f", title, epoch + 1, top1)
-            if state_path is not None and (last or (epoch + 1) % train.save_every == 0):
+            save = last or (epoch + 1) % train.save_every == 0
+            if state_path is not None and save and processes.is_first:
                 _save(state_path, model, ema, optimizer, generator, mix_generator, epoch + 1)
     return ema.module.folded()
 

@@ -22,10 +22,11 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nbcore.augment import augment, mix
+from nbcore.augment import Draws, PartDraws, augment, mix
 from nbcore.burden import MeteredViT, calibrate, sum_to_sites
 from nbcore.config import TrainConfig
 from nbcore.data import Dataset
+from nbcore.distributed import ALONE, Processes
 from nbcore.evaluate import split_accuracy
 from nbcore.macs import macs_of
 from nbcore.masking import Masking
@@ -34,6 +35,7 @@ from nbcore.pruning import Pruner
 from nbcore.vit import Parts, PrunableViT, Tokens, compiled_parts, unmerge
 
 LOAD_IMAGES = 128
+SEED_STRIDE = 1_000_003
 STATISTICS_BATCHES = 4
 
 logger = logging.getLogger(__name__)
@@ -98,6 +100,7 @@ class _State:
     pruner: Pruner | None
     mitigation: Mitigation
     masking: Masking
+    processes: Processes
     loss: Tensor
     """Sum of the losses since the last record."""
     skipped: Tensor
@@ -120,8 +123,8 @@ class _State:
             "generator": self.generator.get_state(),
             "mix_generator": self.mix_generator.get_state(),
             "statistics_generator": self.statistics_generator.get_state(),
-            "torch_rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state() if cuda else None,
+            "torch_rng": self.processes.from_all(torch.get_rng_state()),
+            "cuda_rng": self.processes.from_all(torch.cuda.get_rng_state()) if cuda else None,
             "pruner": self.pruner.state_dict() if self.pruner else {},
             "mitigation": self.mitigation.state_dict(),
             "masking": self.masking.state_dict(),
@@ -138,9 +141,17 @@ class _State:
         self.generator.set_state(state["generator"].cpu())
         self.mix_generator.set_state(state["mix_generator"].cpu())
         self.statistics_generator.set_state(state["statistics_generator"].cpu())
-        torch.set_rng_state(state["torch_rng"].cpu())
-        if state["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(state["cuda_rng"].cpu())
+        rank, saved = self.processes.rank, len(state["torch_rng"])
+        if saved == self.processes.count:
+            torch.set_rng_state(state["torch_rng"][rank].cpu())
+            if state["cuda_rng"] is not None:
+                torch.cuda.set_rng_state(state["cuda_rng"][rank].cpu())
+        else:
+            logger.warning(
+                "%d processes go on with what %d began: dropout and stochastic depth are drawn "
+                "anew",
+                self.processes.count, saved,
+            )  # fmt: skip
         if self.pruner:
             self.pruner.load_state_dict(state["pruner"])
             self.masking.load_state_dict(state["masking"])
@@ -187,6 +198,7 @@ def train(
     state_path: Path | None = None,
     forward: Forward | None = None,
     title: str | None = "train",
+    processes: Processes = ALONE,
 ) -> TrainResult:
     """Train a model, pruning it on the way if a pruner is given.
 
@@ -203,9 +215,10 @@ def train(
             all is safe.
         forward: From `training_forward` of this model; by default compiled on CUDA only.
         title: Shown beside the progress bar; None shows none.
+        processes: Those that train this model together, each calling this with the same arguments.
 
     Raises:
-        ValueError: If host and mitigation cannot be combined.
+        ValueError: If host and mitigation cannot be combined, or processes cannot share a batch.
         RuntimeError: If more than a tenth of an epoch's gradients are not finite.
     """
     train_images, train_targets = data.train.images.to(device), data.train.targets.to(device)
@@ -215,7 +228,11 @@ def train(
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
         model.to(memory_format=torch.channels_last)
-    state = _new_state(model, config, seed, device, pruner, mitigation, forward)
+    state = _new_state(model, config, seed, device, pruner, mitigation, forward, processes)
+    rows = processes.share(batch_size, device)
+    draws: Draws = state.generator
+    if rows is not None:
+        draws = PartDraws(generator=state.generator, batch_size=batch_size, rows=rows)
 
     def picks() -> tuple[Tensor, ...]:
         chosen = torch.randperm(
@@ -238,11 +255,11 @@ def train(
         pruner.attach(labelled_batches)
         if (quota := mitigation.quota()) is not None:
             pruner.set_quota(quota)
-    if state_path is not None and state_path.exists():
+    if state_path is not None and processes.of_first(state_path.exists):
         state.load_state_dict(torch.load(state_path, map_location=device, weights_only=True))
         logger.info("%s: resumed at epoch %d of %d", title, state.epoch, config.total_epochs)
     sides = [side for side, epochs in config.epochs for _ in range(epochs)]
-    hide = title is None
+    hide = title is None or not processes.is_first
     with tqdm(
         total=config.total_epochs, initial=state.epoch, desc=title, unit="epoch", disable=hide
     ) as bar:
@@ -250,7 +267,9 @@ def train(
             began = time.perf_counter()
             order = torch.randperm(len(train_images), generator=state.generator, device=device)
             for positions in order[: per_epoch * batch_size].split(batch_size):
-                x = augment(train_images[positions], sides[state.epoch], config, state.generator)
+                if rows is not None:
+                    positions = positions[rows]
+                x = augment(train_images[positions], sides[state.epoch], config, draws)
                 if device.type == "cuda":
                     x = x.contiguous(memory_format=torch.channels_last)
                 _step(state, x, train_targets[positions], config, total, per_epoch)
@@ -281,8 +300,10 @@ def _new_state(
     pruner: Pruner | None,
     mitigation: Mitigation,
     forward: Forward | None,
+    processes: Processes,
 ) -> _State:
-    torch.manual_seed(seed)
+    # Each process drops other features and paths.
+    torch.manual_seed(seed + SEED_STRIDE * processes.rank)
     groups = param_groups_weight_decay(
         model,
         config.weight_decay,
@@ -317,6 +338,7 @@ def _new_state(
             dormant=pruner is not None and pruner.regrows,
             fade_steps=mitigation.fade_steps,
         ),
+        processes=processes,
         loss=torch.zeros((), device=device),
         skipped=count.clone(),
         unrecorded=count.clone(),
@@ -345,6 +367,8 @@ def _step(
     leaf = gate = None
     if pruner is not None:
         gate = pruner.gate()
+        if gate is not None:
+            gate = state.processes.with_averaged_gradient(gate)
         if pruner.wants_unit_gradients:
             leaf = torch.ones(len(images), model.num_units, device=device, requires_grad=True)
             gate = leaf if gate is None else leaf * gate
@@ -361,16 +385,16 @@ def _step(
         group["lr"] = learning_rate(state.step, total, per_epoch, config)
     state.optimizer.zero_grad(set_to_none=True)
     full.backward()
+    state.processes.average_gradients_(model)
     if pruner is not None:
-        pruner.after_backward(
-            None if leaf is None or leaf.grad is None else leaf.grad * len(images)
-        )
+        per_image = None if leaf is None or leaf.grad is None else leaf.grad * len(images)
+        pruner.after_backward(None if per_image is None else state.processes.gather(per_image))
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad)
     broken = ~torch.isfinite(norm)
     _optimizer_step(state.optimizer, broken)
     state.step += 1
     state.masking.after_optimizer_step()
-    new_keep = pruner.after_step(state.step) if pruner else None
+    new_keep = _choose(pruner, state) if pruner else None
     if new_keep is not None:
         if not torch.equal(new_keep, state.masking.keep):
             _change_keep(state, new_keep)
@@ -406,6 +430,19 @@ def learning_rate(step: int, total: int, per_epoch: int, config: TrainConfig) ->
     )
 
 
+def _choose(pruner: Pruner, state: _State) -> Tensor | None:
+    """What the host keeps after this step, the same in all processes: should rounding make them
+    disagree, the first one decides."""
+    keep = pruner.after_step(state.step)
+    if keep is None or state.processes.count == 1:
+        return keep
+    choices = state.processes.gather(keep[None])
+    if bool((choices != choices[0]).any()):
+        logger.info("step %d: processes chose different units, the first decides", state.step)
+        pruner.load_state_dict(state.processes.of_first(pruner.state_dict))
+    return choices[0]
+
+
 @torch.no_grad()
 def _change_keep(state: _State, keep: Tensor) -> None:
     """Tell the mitigation, then change the mask."""
@@ -417,6 +454,7 @@ def _change_keep(state: _State, keep: Tensor) -> None:
             continue
         lost, regained = (before & ~after).nonzero()[:, 0], (after & ~before).nonzero()[:, 0]
         state.mitigation.on_keep_changed(index, lost, regained, after.nonzero()[:, 0])
+    state.processes.follow_first_(list(state.model.parameters()))
     state.masking.change(keep, state.optimizer)
 
 
@@ -436,6 +474,8 @@ def _end_epoch(
     per_epoch: int,
     title: str | None,
 ) -> None:
+    # What a mitigation changes by itself may be rounded differently in each process.
+    state.processes.follow_first_(list(state.model.parameters()))
     skipped = int(state.skipped)
     state.skipped.zero_()
     if skipped > max(1, per_epoch // 10) or skipped == per_epoch:
@@ -469,6 +509,7 @@ def _open_gates(state: _State, pruner: Pruner) -> Tensor:
 
 def _record(state: _State, data: Dataset, device: torch.device, dense_macs: int | None) -> None:
     """Append a record to the history and start the next mean of the loss."""
+    state.processes.average_([state.loss])
     macs = macs_of(state.model)
     kept = [int(state.masking.keep[s.units].sum()) for s in state.model.sites]
     whole = dense_macs or macs.total([s.num_units for s in state.model.sites])
@@ -506,5 +547,7 @@ def _last_top1(state: _State) -> str:
 def _save(state: _State, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
-    torch.save(state.state_dict(), temporary)
-    temporary.replace(path)
+    content = state.state_dict()
+    if state.processes.is_first:
+        torch.save(content, temporary)
+        temporary.replace(path)

@@ -18,7 +18,7 @@ from tests.sources import ROOT, Rule, Source, parse, python_files, read
 # rebuild a model and before `export`, since it is the contract that an export fills. `pipeline`
 # tells the story whose chapters are `stages`, `fit`, `record` and `complete`.
 NBCORE = """
-registry config recipes preprocessing data augment vit masking macs burden pruning
+registry config distributed recipes preprocessing data augment vit masking macs burden pruning
 mitigation evaluate train teacher measure compact checkpoint parity export provenance stages fit
 record complete pipeline verify add study bench __main__
 """

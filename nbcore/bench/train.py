@@ -39,6 +39,13 @@ PROCESS_LIMIT_S = 900
 logger = logging.getLogger(__name__)
 
 
+def usable_cores() -> int:
+    """Cores that this process may use, which may be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainBench:
     """What is measured."""
@@ -177,7 +184,7 @@ def _blank(
     return {
         "command": command,
         "device": device_name(torch.device(bench.device)),
-        "num_cores": os.cpu_count(),
+        "num_cores": usable_cores(),
         "versions": library_versions(),
         "commit": source_commit(),
         "model": {"recipe": RECIPE, "name": run.model.name, "stem": run.model.stem,

@@ -26,6 +26,7 @@ from nbcore.study.grid import (
 from nbcore.study.statistics import MIN_SEEDS
 from nbcore.study.summary import summarise
 from nbcore.study.tables import ARM_COLUMNS, FAILURE_COLUMNS, Table, read_frames
+from nbcore.study.tuning import tuning_section
 from nbcore.study.verdicts import REFUTED, SUPPORTED, UNDECIDED, Claim
 
 TOPICS = {
@@ -52,19 +53,17 @@ def write_report(study: StudyConfig, out: Path) -> Path:
     Raises:
         ValueError: If no run is finished.
     """
-    runs, sites, history = (in_grid_order(study, table) for table in read_frames(out))
+    frames = [in_grid_order(study, table) for table in read_frames(out)]
+    runs = frames[0]
     if runs.empty:
         raise ValueError(f"no finished run in {out / 'runs.csv'}; run `{study.command}` first")
     summary = summarise(runs)
     csv = summary.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     write_atomically(out / "summary.csv", csv)
-    captions = draw_figures(study, (runs, sites, history), out / "figures")
-    claims = all_claims(study, runs, sites)
     failures = Table(out / "failures.csv", FAILURE_COLUMNS).read()
     lines = [
         *_opening(study, runs),
-        *_claims(claims),
-        *_figures(captions),
+        *(tuning_section(study, runs) if study.settings else _findings(study, frames, out)),
         *_table(summary),
         *_account(study, runs, failures),
         *_method(study),
@@ -142,6 +141,12 @@ def _accuracies(runs: pd.DataFrame) -> Iterator[str]:
                 f"- {text}: test top-1 {100 * own.mean():.2f} % (from {100 * own.min():.2f} to "
                 f"{100 * own.max():.2f} over {len(own)} seeds)."
             )
+
+
+def _findings(study: StudyConfig, frames: Sequence[pd.DataFrame], out: Path) -> Iterator[str]:
+    runs, sites, history = frames
+    yield from _claims(all_claims(study, runs, sites))
+    yield from _figures(draw_figures(study, (runs, sites, history), out / "figures"))
 
 
 def _claims(claims: Sequence[Claim]) -> Iterator[str]:

@@ -36,7 +36,7 @@ def write_tables(study: StudyConfig, world: World, folder: Path, *, seed: int = 
     """Tables as if every arm of the study had been run in that world."""
     rng = np.random.default_rng(seed)
     tables = StudyTables(folder)
-    of_seed = {s: rng.normal(0, 0.004) for s in range(100)}
+    of_seed = {s: rng.normal(0, 0.004) for s in range(200)}
     runs, sites, history = [], [], []
     for arm in study.arms():
         run, own = _run(study, arm, world, rng, of_seed[arm.seed])

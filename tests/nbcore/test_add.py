@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from nbcore import checkpoint
 from nbcore.add import add_variant
 from nbcore.checkpoint import (
     CheckpointError,
@@ -107,6 +108,16 @@ def test_unsound_variant_is_refused_and_leaves_nothing(
     with pytest.raises(CheckpointError, match=text):
         add_variant(source, folder, None)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert not (folder / CHILD).exists()
+
+
+def test_too_large_a_file_is_not_taken_in(
+    elsewhere: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, source = elsewhere
+    monkeypatch.setattr(checkpoint, "MAX_FILE_BYTES", 1000)
+    with pytest.raises(CheckpointError, match=r"model.onnx'.* are above 0 MB"):
+        add_variant(source, folder, None)
     assert not (folder / CHILD).exists()
 
 

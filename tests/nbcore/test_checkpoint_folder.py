@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 
 from nbcore.burden import MeteredViT
 from nbcore.checkpoint import (
@@ -18,8 +18,11 @@ from nbcore.checkpoint import (
     check_base,
     file_entry,
     load_model,
+    store_weights,
     with_files,
+    write_atomically,
 )
+from nbcore.export import round_to_half
 from nbcore.vit import build_model
 from tests.nbcore.tiny import pictures
 from tests.nbcore.variants import (
@@ -66,6 +69,21 @@ def test_model_is_rebuilt_with_its_weights_and_means(tmp_path: Path) -> None:
     images = pictures(side=16).float()
     found, wanted = load_model(tmp_path, variant)(images), metered.eval()(images)
     assert all(map(torch.equal, found, wanted))
+
+
+def test_parameters_are_stored_in_half_precision_and_means_as_they_are(tmp_path: Path) -> None:
+    metered = MeteredViT(build_model(ARCH), [torch.rand(1, 8), torch.rand(8)])
+    round_to_half(metered)
+    stored = load(store_weights(metered))
+    assert {name: t.dtype for name, t in stored.items()} == {
+        name: torch.float32 if name in dict(metered.named_buffers()) else torch.float16
+        for name in metered.state_dict()
+    }
+    path = tmp_path / "a-b" / "model.safetensors"
+    write_atomically(path, store_weights(metered))
+    variant = with_files(replace(VARIANT, merge=None), {"weights": file_entry(tmp_path, path)}, {})
+    images = pictures(side=16).float()
+    assert all(map(torch.equal, load_model(tmp_path, variant)(images), metered.eval()(images)))
 
 
 def test_weights_that_do_not_fit_or_cannot_be_read_are_refused(tmp_path: Path) -> None:

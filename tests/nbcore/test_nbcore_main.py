@@ -187,7 +187,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunConfig, str]]:
     """What `run` asks of the pipeline, which answers at once."""
     seen: list[tuple[RunConfig, str]] = []
 
-    def answer(config: RunConfig, *_: Any, command: str) -> str:
+    def answer(config: RunConfig, *_: Any, command: str, **__: Any) -> str:
         seen.append((config, command))
         return "trained"
 

@@ -234,7 +234,7 @@ def test_interrupted_run_goes_on_and_a_changed_one_starts_anew(
     resumed: list[bool] = []
 
     def watched(*arguments: Any) -> Any:
-        resumed.append(arguments[-1].exists())
+        resumed.append(arguments[4].exists())
         return fit(*arguments)
 
     monkeypatch.setattr(pipeline, "fit", watched)
@@ -318,6 +318,7 @@ def test_damaged_base_is_not_forked(out: Path, host: None) -> None:
 def test_measuring_again_gives_the_same_burden_and_keeps_the_place(out: Path) -> None:
     register(out, DENSE, CHILD)
     before, entry = (out / CHILD.id / "burden.json").read_bytes(), read_trained(out, CHILD.id)
+    (out / CHILD.id / "burden.json").write_text("damaged: what can be measured again may be")
     measure(out)
     assert (out / CHILD.id / "burden.json").read_bytes() == before
     assert read_manifest(out)[CHILD.id] == entry == read_trained(out, CHILD.id)

@@ -196,7 +196,7 @@ def test_a_twin_has_equal_blocks_and_keeps_its_budget(ratio: float) -> None:
     twin = create_twin(model, ratio)
     assert whole_macs(twin) == spent
     # A fresh start, as timm makes it, with the stem's BatchNorm still to be trained.
-    linear = torch.cat([p.flatten() for p in twin.vit.blocks.parameters() if p.ndim == 2])
+    linear = torch.cat([p.detach().flatten() for p in twin.vit.blocks.parameters() if p.ndim == 2])
     assert float(linear.std()) == pytest.approx(0.02, rel=0.1)
     assert all(not b.mlp.fc1.bias.any() and not b.attn.qkv.bias.any() for b in twin.vit.blocks)
     assert any(isinstance(m, torch.nn.BatchNorm2d) for m in twin.modules())

@@ -41,6 +41,12 @@ def test_sound_folder_keeps_every_promise(tiny_checkpoints: Path) -> None:
     assert [f.variant for f in findings] == ["manifest", *(i for i in ids for _ in range(3))]
 
 
+def test_parity_is_measured_on_test_photos_where_data_are_given(two: Path, tmp_path: Path) -> None:
+    for data_dir, count in ((None, 10), (tmp_path, 256)):
+        texts = [f.text for f in verify(two, only=[CHILD], data_dir=data_dir)]
+        assert f"ONNX = torch on {count} images: " in texts[-1]
+
+
 def test_only_the_variants_that_were_asked_for_are_checked(tiny_checkpoints: Path) -> None:
     child = read_manifest(tiny_checkpoints).variants[1].id
     findings = list(verify(tiny_checkpoints, only=[child]))
