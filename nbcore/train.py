@@ -50,7 +50,7 @@ class TrainResult:
     keep: Tensor
     """Units that were kept [U]."""
     history: list[dict[str, Any]]
-    """Records of step, epoch, loss since the record before, lr, macs_ratio and loads per site: one
+    """Records of step, epoch, loss since the record before, lr, macs_ratio, kept units and loads per site: one
     per epoch, or at the steps that `TrainConfig.record_every` says; where the validation split is
     looked at, also top-1 on it and how many steps were left out since."""
 
@@ -520,6 +520,7 @@ def _record(state: _State, data: Dataset, device: torch.device, dense_macs: int 
             "loss": state.loss.item() / max(1, int(state.unrecorded)),
             "lr": state.optimizer.param_groups[0]["lr"],
             "macs_ratio": macs.total(kept) / whole,
+            "kept": kept,
             "loads": site_loads(state.model, data, device),
         }
     )

@@ -29,6 +29,7 @@ class TaylorPruner(ScheduledPruner):
         super().__init__(model, budget, generator)
         self.average = torch.zeros(model.num_units, device=model.keep.device)
         self.gain = torch.zeros_like(self.average)
+        self.batch_size = 1
 
     def after_backward(self, gate_gradient: Tensor | None) -> None:
         assert gate_gradient is not None
@@ -36,20 +37,25 @@ class TaylorPruner(ScheduledPruner):
         # A step with broken gradients is left out by the trainer, and one NaN would stay for ever.
         whole = torch.isfinite(importance).all()
         self.average.lerp_(torch.where(whole, importance, self.average), 1 - SMOOTHING)
+        self.batch_size = len(gate_gradient)
         if self.regrows:
             gain = -gate_gradient.float().mean(0)
             self.gain.lerp_(torch.where(whole, gain, self.gain), 1 - SMOOTHING)
 
     def scores(self) -> Tensor:
-        """Importance [U]; where units may return, a resting one counts for what its return gains.
+        """Importance [U]; where units may return, in units of the loss.
 
-        A kept unit sits near a minimum of the loss, where single images pull its gate either way
-        and the mean pull vanishes; a resting one does not, so the mean square would flatter it. Its
-        score is the square of the mean gain, 0 if its return would raise the loss.
+        A kept unit sits near a minimum, where single images pull its gate either way and the mean
+        pull vanishes: what its removal costs is of second order, E[g²]/2 with the Fisher estimate
+        of the curvature, g = the gradient of its gate for one image. A resting one is at no
+        minimum, so E[g²] would flatter it: its return gains -E[g] - E[g²]/2, and counts for that
+        less two standard errors. The estimate is ours.
         """
         if not self.regrows:
             return self.average
-        return torch.where(self.keep, self.average, self.gain.clamp_min(0).pow(2))
+        curvature = self.average / 2
+        error = (self.average * (1 - SMOOTHING) / ((1 + SMOOTHING) * self.batch_size)).sqrt()
+        return torch.where(self.keep, curvature, self.gain - curvature - 2 * error)
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"average": self.average, "gain": self.gain}

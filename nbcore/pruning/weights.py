@@ -13,9 +13,10 @@ Source:
     Zhu & Gupta, "To prune, or not to prune", arXiv:1710.01878: in every matrix the weights of
     smallest magnitude are set to zero, all matrices at the same share, on the cubic schedule.
     Differs in: starts from a dense checkpoint. Where weights return it differs from Lin et al. in:
-    what is masked takes only a share `damping` of AdamW's step, which has the same size for every
-    weight however small its gradient is, so that undamped copies drift until they take the place of
-    weights that matter; masks are frozen after the last refresh.
+    AdamW takes the steps; masks are frozen after the last refresh. `damping` below one makes masked
+    weights take smaller steps. On a toy (three blocks, generated shapes, two seeds) the whole step
+    was best: top-1 at 2 % of the weights 85.9 without returns, 87.0 at a tenth, 89.7 at the whole
+    step; at 5 and 20 % all were within noise of each other.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from nbcore.vit import PrunableViT
 @PRUNERS.register("weights")
 class WeightsPruner(BasePruner):
     compacts = False
-    damping = 0.1
+    damping = 1.0
     """Share of the optimiser's step that masked weights take in the dense copy."""
 
     def __init__(self, model: PrunableViT, budget: Budget, generator: torch.Generator) -> None:

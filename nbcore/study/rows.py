@@ -90,8 +90,8 @@ def whole_sites(model: Any) -> list[int]:
 
 
 def history_rows(arm: Arm, history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of `history.csv`: the loads of a training as it went on, averaged over sites of a
-    kind."""
+    """Rows of `history.csv`: the loads of a training as it went on, of whole sites and of single
+    units (root of the mean square over the survivors), averaged over sites of a kind."""
     return [
         {
             **arm.columns(),
@@ -99,10 +99,17 @@ def history_rows(arm: Arm, history: Sequence[dict[str, Any]]) -> list[dict[str, 
             "macs_ratio": as_text(record["macs_ratio"]),
             "load_heads": as_text(_mean(record["loads"][0::2])),
             "load_neurons": as_text(_mean(record["loads"][1::2])),
+            "unit_load_heads": as_text(_mean_per_unit(record, 0)),
+            "unit_load_neurons": as_text(_mean_per_unit(record, 1)),
             "loss": as_text(record["loss"]),
         }
         for record in history
     ]
+
+
+def _mean_per_unit(record: dict[str, Any], kind: int) -> float:
+    pairs = zip(record["loads"][kind::2], record["kept"][kind::2], strict=True)
+    return _mean([load / max(1, kept) ** 0.5 for load, kept in pairs])
 
 
 def as_text(value: float | None) -> str:

@@ -58,7 +58,16 @@ SITE_COLUMNS = (
     "residual",
     "stream",
 )
-HISTORY_COLUMNS = (*ARM_COLUMNS, "step", "macs_ratio", "load_heads", "load_neurons", "loss")
+HISTORY_COLUMNS = (
+    *ARM_COLUMNS,
+    "step",
+    "macs_ratio",
+    "load_heads",
+    "load_neurons",
+    "unit_load_heads",
+    "unit_load_neurons",
+    "loss",
+)
 FAILURE_COLUMNS = (*ARM_COLUMNS, "error")
 TEXT_COLUMNS = {
     "dataset",
@@ -105,34 +114,39 @@ class Table:
             os.fsync(file.fileno())
 
     def read(self) -> list[dict[str, str]]:
-        """All whole rows; values as text.
+        """All whole rows; values as text, empty in columns that an earlier version did not write.
 
         Raises:
-            ValueError: If the file has other columns, or a row is damaged that is not the last.
+            ValueError: If the file has unknown columns, or a row is damaged that is not the last.
         """
         if not self.path.exists():
             return []
         lines = list(csv.reader(io.StringIO(self._whole(), newline="")))
-        if lines and tuple(lines[0]) != self.columns:
+        header = lines[0] if lines else list(self.columns)
+        if not set(header) <= set(self.columns):
             raise ValueError(
-                f"{self.path} has columns {','.join(lines[0])}; this version writes "
+                f"{self.path} has columns {','.join(header)}; this version writes "
                 f"{','.join(self.columns)}; move the file away, or run the version that wrote it"
             )
         for number, line in enumerate(lines[1:], start=2):
-            if len(line) != len(self.columns):
+            if len(line) != len(header):
                 raise ValueError(
-                    f"{self.path}, line {number} has {len(line)} values, needs "
-                    f"{len(self.columns)}; remove the line, and its run will be done again"
+                    f"{self.path}, line {number} has {len(line)} values, needs {len(header)}; "
+                    "remove the line, and its run will be done again"
                 )
-        return [dict(zip(self.columns, line, strict=True)) for line in lines[1:]]
+        empty = dict.fromkeys(self.columns, "")
+        return [empty | dict(zip(header, line, strict=True)) for line in lines[1:]]
 
     def mend(self) -> None:
-        """Drop the half row that a killed process left at the end."""
+        """Drop the half row that a killed process left at the end, and add columns that an earlier
+        version did not write."""
         if not self.path.exists():
             return
         whole = self._whole()
         if not whole:
             self.path.unlink()
+        elif not whole.startswith(self._header()):
+            self.replace(self.read())
         elif len(whole.encode()) != self.path.stat().st_size:
             write_atomically(self.path, whole)
 

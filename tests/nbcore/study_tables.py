@@ -121,6 +121,8 @@ def _history(arm: Arm, rng: np.random.Generator) -> list[dict[str, Any]]:
                 "macs_ratio": as_text(left),
                 "load_heads": as_text(0.3 * rise * rng.uniform(0.97, 1.03)),
                 "load_neurons": as_text(0.5 * rise * rng.uniform(0.97, 1.03)),
+                "unit_load_heads": as_text(0.12 * rise * rng.uniform(0.97, 1.03)),
+                "unit_load_neurons": as_text(0.02 * rise * rng.uniform(0.97, 1.03)),
                 "loss": as_text(1.5 - 0.02 * epoch),
             }
         )

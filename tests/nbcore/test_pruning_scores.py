@@ -94,6 +94,24 @@ def test_taylor_score_is_the_squared_gradient_of_each_image_alone() -> None:
     torch.testing.assert_close(pruner.scores(), expected, rtol=1e-4, atol=1e-9)
 
 
+def test_taylor_weighs_a_return_against_a_removal_in_units_of_the_loss() -> None:
+    model = tiny(depth=1, num_heads=2, embed_dim=4)
+    pruner = TaylorPruner(model, unpruned_budget(model), torch.Generator())
+    pruner.allow_regrowth(0.0)
+    pruner.keep[0] = pruner.keep[2] = False
+    gradients = torch.zeros(2, model.num_units)
+    gradients[:, 0] = torch.tensor([-1.0, -3.0])  # resting: its return lowers both losses
+    gradients[:, 1] = torch.tensor([-1.0, -3.0])  # the same gradients of a kept unit
+    gradients[:, 2] = torch.tensor([1.0, -1.0])  # resting: no gain on the whole
+    pruner.after_backward(gradients)
+    # EMA 0.9 from zero: E[g²] = 0.1 (1 + 9) / 2 = 0.5 and 0.1; mean gain 0.1 * 2 = 0.2 and 0.
+    # Standard error of 19 batches of 2: sqrt(0.5 / 38) and sqrt(0.1 / 38).
+    resting = [0.2 - 0.25 - 2 * math.sqrt(0.5 / 38), 0 - 0.05 - 2 * math.sqrt(0.1 / 38)]
+    found = pruner.scores()
+    torch.testing.assert_close(found[[0, 2]], torch.tensor(resting))
+    assert found[1].item() == pytest.approx(0.25)
+
+
 def test_taylor_average_by_hand_and_unharmed_by_broken_steps() -> None:
     model = tiny()
     pruner = PRUNERS["taylor"](model, unpruned_budget(model), torch.Generator())

@@ -19,6 +19,7 @@ from nbcore.pruning import PRUNERS, plan_budget
 from nbcore.study.experiment import Laboratory, Outcome, _cut
 from nbcore.study.forks import fork_path, read_fork, whole_macs
 from nbcore.study.grid import DENSE, DENSE_PLUS, NEEDS_REMOVAL, TWIN, WEIGHTS, references
+from nbcore.study.rows import history_rows
 from nbcore.study.tables import HISTORY_COLUMNS, RUN_COLUMNS, SITE_COLUMNS
 from nbcore.study.twin import create_twin, twin_widths
 from nbcore.train import steps_per_epoch, train
@@ -52,6 +53,20 @@ def test_rows_are_whole(lab: Laboratory, plain: Outcome) -> None:
     assert [row["site"] for row in plain.sites] == [s.name for s in lab.fork(0).metered.model.sites]
     assert float(plain.run["macs_ratio"]) <= 0.5
     assert all(row["burden"] and row["burden_dense_plus"] for row in plain.sites)
+
+
+def test_load_of_a_unit_during_training() -> None:
+    """Site loads 0.6 and 0.9 of 4 and 9 heads, 0.8 of 16 neurons and none of one."""
+    record = {
+        "step": 7, "macs_ratio": 0.5, "loss": 1.0, "kept": [4, 16, 9, 1],
+        "loads": [0.6, 0.8, 0.9, 0.0],
+    }  # fmt: skip
+    (row,) = history_rows(arm(), [record])
+    # Root mean squares over units 0.6 / 2 and 0.9 / 3; 0.8 / 4 and 0; then means over sites.
+    assert float(row["unit_load_heads"]) == pytest.approx(0.3)
+    assert float(row["unit_load_neurons"]) == pytest.approx(0.1)
+    assert float(row["load_heads"]) == pytest.approx(0.75)
+    assert float(row["load_neurons"]) == pytest.approx(0.4)
 
 
 def test_an_arm_is_the_training_it_says_it_is(lab: Laboratory, plain: Outcome) -> None:

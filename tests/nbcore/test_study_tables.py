@@ -83,6 +83,16 @@ def test_a_table_of_another_version_is_refused(table: Table) -> None:
         Table(table.path, ("name", "cost")).read()
 
 
+def test_a_table_of_an_earlier_version_gets_its_new_columns(table: Table) -> None:
+    newer = Table(table.path, ("name", "cost", "value"))
+    expected = [row | {"cost": ""} for row in ROWS]
+    assert newer.read() == expected
+    newer.mend()
+    newer.append([{"name": "d", "cost": "5", "value": "3"}])
+    assert newer.read() == [*expected, {"name": "d", "cost": "5", "value": "3"}]
+    assert table.path.read_text().splitlines()[0] == "name,cost,value"
+
+
 @pytest.mark.parametrize("row", [{"name": "a"}, {"name": "a", "value": "1", "more": "2"}])
 def test_a_row_with_other_columns_is_refused(table: Table, row: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=r"table\.csv: a row has columns"):

@@ -54,8 +54,10 @@ def draw_figures(study: StudyConfig, frames: Frames, folder: Path) -> dict[str, 
         ),
         "load.png": (
             lambda: draw_load(study, runs, history, best),
-            "Load during training at the smallest budget, mean over sites and seeds with the range "
-            "of seeds: by host without mitigation, and by mitigation.",
+            "Load of a surviving unit during training to the smallest budget, against that of a "
+            "unit of the dense model trained on at the same step: mean over sites and seeds, with "
+            "the range of seeds. Survivors are selected, so this alone shows no compensation; "
+            "burden does.",
         ),
     }
     captions = {}
