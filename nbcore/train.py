@@ -50,9 +50,9 @@ class TrainResult:
     keep: Tensor
     """Units that were kept [U]."""
     history: list[dict[str, Any]]
-    """Records of step, epoch, loss since the record before, lr, macs_ratio, kept units and loads per site: one
-    per epoch, or at the steps that `TrainConfig.record_every` says; where the validation split is
-    looked at, also top-1 on it and how many steps were left out since."""
+    """Records of step, epoch, loss since the record before, lr, macs_ratio, kept units and loads
+    per site: one per epoch, or at the steps that `TrainConfig.record_every` says; where the
+    validation split is looked at, also top-1 on it and how many steps were left out since."""
 
 
 Forward = Callable[[Tensor, Tensor | None, bool], tuple[Tensor, tuple[Tensor, ...]]]

@@ -11,14 +11,8 @@ from nbcore.mitigation import (
     reconstruction,
     token_merging,
 )
-from nbcore.mitigation.base import (
-    MITIGATIONS,
-    Mitigation,
-    StepOutputs,
-    check_combination,
-    create_mitigation,
-    parts_of,
-)
+from nbcore.mitigation.base import MITIGATIONS, Mitigation, StepOutputs
+from nbcore.mitigation.create import check_combination, create_mitigation, parts_of
 
 __all__ = [
     "MITIGATIONS",

@@ -32,9 +32,9 @@ class PersistentDynamic(Mitigation):
         """Choose how units return.
 
         Args:
-            fade: Steps over which the gate of a returning unit opens; 0 opens it at once. Best about
-                the steps between two choices: hosts that exchange many units at each would
-                otherwise train with gates that are never open.
+            fade: Steps over which the gate of a returning unit opens; 0 opens it at once. Not more
+                than the steps between two choices: hosts that exchange many units at each would
+                train with gates that are never open.
             margin: By how much of its own size a kept unit's score is raised when units are
                 ranked; 0 ranks all alike.
         """

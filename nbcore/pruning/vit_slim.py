@@ -85,8 +85,9 @@ class ViTSlimPruner(BasePruner):
 
     @torch.no_grad()
     def _fold(self) -> None:
-        """Multiply the gates of kept units into their write weights; all gates are ones then."""
-        factors = torch.where(self.keep, self.gates[0], 1.0)
+        """Multiply the gates into the write weights; all gates are ones then. Those of leaving
+        units too: a mitigation may be about to give their work away."""
+        factors = self.gates[0]
         for index, site in enumerate(self.model.sites):
             weight, _, owner = next(self.model.unit_parameters(index))
             weight.mul_(factors[site.units][owner].to(weight))

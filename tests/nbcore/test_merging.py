@@ -102,6 +102,7 @@ def test_matches_cover_all_tokens_and_means_are_kept(
 def test_autocast_changes_neither_match_nor_means(dtype: torch.dtype) -> None:
     patches = torch.randn(4, 64, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
     group = match_tokens(patches, 20)
+    assert torch.equal(group, match_tokens(patches.double(), 20))
     merged, _ = merge_tokens(patches, group, 44)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(match_tokens(patches, 20), group)

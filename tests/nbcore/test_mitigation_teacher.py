@@ -82,7 +82,7 @@ def test_loss_is_the_residual_that_the_burden_report_shows() -> None:
     found = reconstruction.loss_term(outputs_of(other, photos.float().double() / 255))
     wanted = 3 * (report.residual[0] + report.residual[2]) / 2
     assert found.item() == pytest.approx(wanted, rel=1e-5)
-    last = Reconstruction(last=1)
+    last = Reconstruction(weight=1.0, last=1)
     last.attach(dense, lambda: [])
     found = last.loss_term(outputs_of(other, photos.float().double() / 255))
     assert found.item() == pytest.approx(report.residual[2], rel=1e-5)

@@ -13,6 +13,7 @@ import pytest
 
 from nbcore import verify as verification
 from nbcore.checkpoint import (
+    METRICS,
     CheckpointError,
     Variant,
     file_entry,
@@ -39,6 +40,18 @@ def test_sound_folder_keeps_every_promise(tiny_checkpoints: Path) -> None:
     assert [f.text for f in findings if not f.ok] == []
     ids = [v.id for v in read_manifest(tiny_checkpoints).variants]
     assert [f.variant for f in findings] == ["manifest", *(i for i in ids for _ in range(3))]
+
+
+def test_every_number_is_explained_and_ties_are_stated_where_tokens_merge(
+    tiny_checkpoints: Path,
+) -> None:
+    explained = {metric.name for metric in METRICS}
+    parity = {"parity_logits", "parity_loads", "parity_loads_largest", "parity_images"}
+    for variant in read_manifest(tiny_checkpoints).variants:
+        assert set(variant.metrics) <= explained
+        assert parity <= set(variant.metrics)
+        assert ("tie_share" in variant.metrics) == (variant.merge is not None)
+        assert 0 <= variant.metrics.get("tie_share", 0) <= 1
 
 
 def test_parity_is_measured_on_test_photos_where_data_are_given(two: Path, tmp_path: Path) -> None:
