@@ -77,17 +77,22 @@ class ViTSlimPruner(BasePruner):
         allowed = int(self.budget.macs_ratio * self.budget.dense_macs)
         everything = torch.ones(len(size), dtype=torch.bool)
         keep = allocate(size, everything, self.model.sites, self.budget.macs, allowed)
+        present = self.keep
         changed = self.change(keep)
         if step == cuts[-1]:
-            self._fold()
+            self._fold(present | self.keep)
             return self.keep
         return changed
 
     @torch.no_grad()
-    def _fold(self) -> None:
-        """Multiply the gates into the write weights; all gates are ones then. Those of leaving
-        units too: a mitigation may be about to give their work away."""
-        factors = self.gates[0]
+    def _fold(self, present: Tensor) -> None:
+        """Multiply the gates of units into their write weights; all gates are ones then.
+
+        Args:
+            present: Units that are kept or leave now, whose work a mitigation may be about to give
+                away; those that rest are left as they lie [U].
+        """
+        factors = torch.where(present, self.gates[0], 1.0)
         for index, site in enumerate(self.model.sites):
             weight, _, owner = next(self.model.unit_parameters(index))
             weight.mul_(factors[site.units][owner].to(weight))

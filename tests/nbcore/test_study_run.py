@@ -213,6 +213,7 @@ def smoke(out: Path) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.timeout(600)
 def test_smoke_study_killed_and_resumed_equals_one_that_was_not(tmp_path: Path) -> None:
     began = time.monotonic()
     whole = smoke(tmp_path / "whole")
