@@ -302,7 +302,7 @@ def _tuned(study: StudyConfig) -> StudyConfig:
         prune=replace(study.prune, end=0.3),
         mitigation_options={
             "token_merging": {"block": 1, "r": 2 * merging["r"]},
-            "persistent_dynamic": {"fade": fade, "margin": 0.2},
+            "persistent_dynamic": {"fade": fade, "margin": 1.0},
             "handoff": {"ridge": 0.3},
             "distillation": {"weight": 2.0, "temperature": 2.0},
         },
@@ -323,7 +323,7 @@ def cifar10_four_layer() -> StudyConfig:
     """A four-layer ViT on CIFAR-10, the setting of arXiv:2407.16716: eight hosts, nine mitigations.
 
     Command: python -m nbcore study cifar10-four-layer --data DIR
-    Time: not measured yet.
+    Time: not run yet; at the 4 to 6 s of one H100 that a run took in `cifar10-tuning`, 45 minutes.
     Expected: unknown; that is what it is for.
     """
     others = [
@@ -343,9 +343,10 @@ def cifar10_tuning() -> StudyConfig:
 
     Chosen is what has the smallest mean validation loss; test figures are not looked at.
 
-    Command: python -m nbcore study cifar10-tuning --data DIR
-    Time: not measured yet.
-    Expected: unknown.
+    Command: python -m nbcore study cifar10-tuning --data DIR --workers 6
+    Time: 8 minutes of one H100 for the first 96 of its 126 runs, six at a time.
+    Expected: dense validation top-1 0.78; chosen are lr 4e-3 with pruning done after 30 % of the
+        steps, half of the tokens merged, ridge 0.3, distillation with weight 2 and temperature 2.
     """
     trials: dict[str, list[dict[str, Any]]] = {
         "none": [
@@ -393,7 +394,7 @@ def mnist_four_layer() -> StudyConfig:
     """A four-layer ViT on MNIST, the setting of arXiv:2407.16716: three hosts, nine mitigations.
 
     Command: python -m nbcore study mnist-four-layer --data DIR
-    Time: not measured yet.
+    Time: not run yet.
     Expected: unknown; differences will be small, as MNIST is nearly solved at every budget.
     """
     waves = (Wave(seeds=(0, 1, 2, 3, 4), blocks=CORE),)
@@ -408,7 +409,7 @@ def imagenette_vit_tiny() -> StudyConfig:
     in data order, augmentation and what the host draws.
 
     Command: python -m nbcore study imagenette-vit-tiny --data DIR
-    Time: not measured yet.
+    Time: not run yet.
     Expected: unknown; it tests whether what won on CIFAR-10 wins on photos.
     """
     dense, first, *_ = RECIPES["imagenette-vit-tiny"]()
@@ -437,7 +438,7 @@ def imagenette_vit_tiny() -> StudyConfig:
         prune=PruneConfig(pruner="taylor", macs_ratio=0.5, updates=10),
         mitigation_options={
             "token_merging": {"block": 4, "r": 64},
-            "persistent_dynamic": {"fade": 12, "margin": 0.2},
+            "persistent_dynamic": {"fade": 12, "margin": 1.0},
             "handoff": {"ridge": 0.3},
             "distillation": {"weight": 2.0, "temperature": 2.0},
         },
