@@ -140,7 +140,7 @@ def _run_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _study_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from nbcore.study.grid import STUDIES
+    from nbcore.study.studies import STUDIES
 
     studies = "\n".join(
         f"  {name:22s}{(STUDIES[name].__doc__ or '').partition(chr(10))[0]}" for name in STUDIES

@@ -32,7 +32,8 @@ from nbcore.config import TeacherConfig
 from nbcore.data import Dataset
 from nbcore.distributed import ALONE, Processes
 from nbcore.evaluate import split_accuracy
-from nbcore.train import SEED_STRIDE, WeightAverage, learning_rate, soft_targets, steps_per_epoch
+from nbcore.state import SEED_STRIDE, WeightAverage
+from nbcore.train import learning_rate, soft_targets, steps_per_epoch
 
 logger = logging.getLogger(__name__)
 

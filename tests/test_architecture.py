@@ -19,8 +19,8 @@ from tests.sources import ROOT, Rule, Source, parse, python_files, read
 # tells the story whose chapters are `stages`, `fit`, `record` and `complete`.
 NBCORE = """
 registry config distributed recipes preprocessing data augment vit masking macs burden pruning
-mitigation evaluate train teacher measure compact checkpoint parity export provenance stages fit
-record complete pipeline verify add study bench __main__
+mitigation evaluate state history train teacher measure compact checkpoint parity export provenance
+stages fit record complete pipeline verify add study bench __main__
 """
 APP = """
 errors settings text theme images amounts path_integral provider sites registry catalog

@@ -1,7 +1,7 @@
 """One arm of a study -> its rows: train, compact, evaluate, measure.
 
-A `Laboratory` lives as long as its process: it holds the data on the device, the forks, and one
-compiled model for each structure.
+A `Laboratory` lives as long as its process: it holds the data on the device and the forks. What
+one run compiled serves all later ones (`nbcore.vit.compiled_parts`).
 """
 
 from __future__ import annotations
@@ -47,11 +47,10 @@ from nbcore.study.grid import (
     parts_of,
     references,
 )
-from nbcore.study.pool import ModelPool
 from nbcore.study.rows import history_rows, run_means, site_rows, whole_sites
 from nbcore.study.twin import create_twin
 from nbcore.train import TrainResult, steps_per_epoch, train
-from nbcore.vit import PrunableViT, build_model, create_dense
+from nbcore.vit import PrunableViT, build_model, create_dense, with_merge
 
 EVALUATION_BATCH = {"cuda": 2048, "cpu": 256}
 MEASURE_BATCH = {"cuda": 512, "cpu": 64}
@@ -100,7 +99,6 @@ class Laboratory:
         )
         self.measured = spread(self.data.test, study.measure_images).images
         self.measure_batch = MEASURE_BATCH[device.type]
-        self.pool = ModelPool(device)
         dense = self._create()
         self.dense_arch = dense.arch
         self.dense_macs = whole_macs(dense)
@@ -202,17 +200,14 @@ class Laboratory:
         if arm.pruner == TWIN:
             start = create_twin(start, arm.target_macs_ratio)
             config = replace(config, epochs=(*config.epochs, *self.study.arm.epochs))
-        kind = f"{arm.pruner}-{arm.target_macs_ratio:g}"
-        model, forward = self.pool.lend(kind, lambda: start, copy.deepcopy(start.state_dict()))
         return train(
-            model,
+            start.to(self.device),
             data,
             _quiet(config, rehearsal),
             seed=arm.seed,
             device=self.device,
             mitigation=create_mitigation("none", {}),
             dense_macs=self.dense_macs,
-            forward=forward,
             title=None,
         )
 
@@ -223,13 +218,9 @@ class Laboratory:
         mitigation = create_mitigation(
             "+".join(parts_of(arm.mitigation)), self.study.options_of(arm.mitigation)
         )
-        model, forward = self.pool.lend(
-            "fork",
-            lambda: build_model(self.dense_arch),
-            start,
-            merge=mitigation.merge(),
-            with_blocks=mitigation.wants_blocks,
-        )
+        model = with_merge(build_model(self.dense_arch), mitigation.merge()).to(self.device)
+        model.load_state_dict(start)
+        model.requires_grad_(True)  # A folded BatchNorm leaves constants behind.
         torch.manual_seed(arm.seed)
         return train(
             model,
@@ -240,7 +231,6 @@ class Laboratory:
             mitigation=mitigation,
             pruner=self._pruner(arm, model, len(data.train.names), config),
             dense_macs=self.dense_macs,
-            forward=forward,
             title=None,
         )
 

@@ -11,7 +11,6 @@ from nbcore.pruning import PRUNERS
 from nbcore.study.grid import (
     DENSE,
     DENSE_PLUS,
-    STUDIES,
     TWIN,
     UNPRUNED,
     Arm,
@@ -21,6 +20,7 @@ from nbcore.study.grid import (
     parts_of,
     references,
 )
+from nbcore.study.studies import STUDIES
 from tests.nbcore.tiny_study import arm, tiny_study
 
 A, B = (

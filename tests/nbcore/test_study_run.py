@@ -254,7 +254,7 @@ def test_report_command_rebuilds_the_report(copy: Path, capsys: pytest.CaptureFi
 
 
 def runner_studies() -> dict:
-    from nbcore.study.grid import STUDIES
+    from nbcore.study.studies import STUDIES
 
     return STUDIES._entries
 
