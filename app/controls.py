@@ -70,7 +70,10 @@ def answer_controls(service: Service) -> dict[str, Any]:
 
     return {
         "method": radio(
-            text.METHOD, "method", [(m.title, m.name) for m in methods], value=methods[0].name
+            text.METHOD,
+            "method",
+            [(f"{m.title} ({m.cost})", m.name) for m in methods],
+            value=methods[0].name,
         ),
         "target": gr.Dropdown(
             target_choices(infos, service.default_variants()),

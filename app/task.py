@@ -109,8 +109,12 @@ class Task:
         base = self.registry.base_of(model)
         return None if base is None else self.predictor.run(base, self.pixels)
 
-    def each(self, compute: Callable[[Model], T]) -> Cells[T]:
+    def each(self, compute: Callable[[Model], T], *, may_be_empty: bool = False) -> Cells[T]:
         """Compute one cell per model; a failing one fails alone.
+
+        Args:
+            compute: Gives the cell of a model.
+            may_be_empty: Answer with the failures alone if all fail.
 
         Raises:
             UserError: If all fail.
@@ -124,6 +128,6 @@ class Task:
             except Exception:
                 logger.exception("%s failed", model.id)
                 cells.failures[model.id] = f"{model.id} failed; the server's log says why."
-        if not cells:
+        if not cells and not may_be_empty:
             raise UserError(" ".join(cells.failures.values()))
         return cells

@@ -41,6 +41,7 @@ def prediction(key: str, *top: tuple[str, float, float | None]) -> Prediction:
         variant=key,
         top=tuple(TopClass(class_name=n, prob=p, change=c) for n, p, c in top),
         kl_to_base=0.25,
+        base_class="ring",
         provider="CPUExecutionProvider",
         latency_ms=3.42,
         parity=None,

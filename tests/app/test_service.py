@@ -18,6 +18,7 @@ from app.comparison import difference
 from app.errors import UserError
 from app.service import AttributionMap, Prediction, Service, TopClass
 from app.settings import Settings
+from app.trust import Served
 from nbcore.checkpoint import Variant, read_manifest
 from nbcore.preprocessing import preprocess, to_array
 from tests.app.folders import (
@@ -226,13 +227,17 @@ def test_a_difference_by_hand() -> None:
             signed=True,
             completeness_error=None,
             steps=None,
-            note=None,
+            removal=None,
+            served=Served(provider="", sha256="", difference=0.0),
+            rank_correlation=0.5,
+            top_overlap=0.25,
         )
 
     prediction = Prediction(
         variant="v",
         top=(TopClass(class_name="cat", prob=0.6, change=0.1),),
         kl_to_base=0.25,
+        base_class="dog",
         provider="",
         latency_ms=1.0,
         parity=None,
@@ -240,6 +245,7 @@ def test_a_difference_by_hand() -> None:
     # (3, 4) . (4, 3) / (5 * 5) = 24 / 25
     found = difference(prediction, "dog", (shown("cat", 3, 4), shown("cat", 4, 3)), None)
     assert found.attribution_cosine == pytest.approx(0.96)
+    assert (found.attribution_rank_correlation, found.attribution_top_overlap) == (0.5, 0.25)
     assert (found.same_class, found.kl_to_base) == (False, 0.25)
     assert (found.largest_burden, found.largest_burden_site) == (None, None)
     for maps in (
@@ -282,7 +288,7 @@ def test_a_comparison_is_its_parts(
         (lambda s, p: s.predict(p, ["nope"]), "unknown variant 'nope'; available: "),
         (lambda s, p: s.predict(p, []), "Choose at least one variant."),
         (lambda s, p: s.predict(p, top_k=0), "top_k must be a whole number of at least 1, got 0"),
-        (lambda s, p: s.attribute(p, method="x"), "unknown method 'x'; available: input_x_gradi"),
+        (lambda s, p: s.attribute(p, method="x"), "unknown method 'x'; available: attention_roll"),
         (lambda s, p: s.attribute(p, target="cat"), "unknown target 'cat'; available: base, own, "),
         (lambda s, p: s.burden(p, quantity="x"), "unknown quantity 'x'; available: burden, load"),
         (lambda s, p: s.load_image(b"x"), "not a picture"),
