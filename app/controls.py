@@ -74,12 +74,15 @@ def answer_controls(service: Service) -> dict[str, Any]:
             "method",
             [(f"{m.title} ({m.cost})", m.name) for m in methods],
             value=methods[0].name,
+            scale=2,
         ),
         "target": gr.Dropdown(
             target_choices(infos, service.default_variants()),
             value="base",
             label=text.TARGET,
             elem_id="nb-target",
+            scale=1,
+            min_width=260,
             **UNPLACED,
         ),
         "quantity": radio(

@@ -176,24 +176,25 @@ def attributions(
             return '<div class="nb-legend nb-blank" aria-hidden="true"></div>'
         return legend(scales[index] if index < len(scales) else None, title)
 
-    empty = '<div class="nb-skeleton" aria-hidden="true"></div><p>&nbsp;</p>'
-    maps = row(lambda info, cell: _attribution(info, cell, method), waits=empty)
+    empty = '<div class="nb-skeleton" aria-hidden="true"></div>'
+    maps = row(lambda info, cell: _attribution(info, cell, method), waits=f"{empty}<p>&nbsp;</p>")
     if cells is not None:
         for index, info in enumerate(infos):
             if info.id not in cells:
                 maps[index] = failure(failures.get(info.id, text.NO_MAP))
     side = f"{picture(crop, text.CROP_ALT, lossless=True)}<p>{escape(text.ATTRIBUTION_CROP)}</p>"
+    if cells is None:
+        notes = {info.id: method.note for info in infos if info.merges}
+    else:
+        notes = {key: cell.note for key, cell in cells.items()}
     differences = row(lambda info, cell: _difference(info, cell, cells or {}, method), waits=empty)
     body = (
         grid(side, maps, kind="nb-pictures"),
+        _notes(infos, notes),
         bar(0, method.title),
         grid(_heading(text.DIFFERENCE, text.DIFFERENCE_HINT), differences, kind="nb-pictures"),
         bar(1, text.DIFFERENCE_SCALE),
-        grid(
-            _heading(text.TRUST, text.TRUST_HINT),
-            row(_trust, waits=_trust_list(dict.fromkeys(text.TRUST_ROWS, MISSING))),
-            kind="nb-trust",
-        ),
+        _trust(infos, cells or {}),
         _meanings(),
     )
     cost = text.METHOD_COST.format(cost=method.cost)
@@ -212,9 +213,20 @@ def _heading(title: str, hint: str) -> str:
 
 def _attribution(info: VariantInfo, cell: AttributionMap, method: AttributionMethod) -> str:
     alt = text.ATTRIBUTION_ALT.format(title=info.title, method=method.title, target=cell.target)
-    note = f"<p>{escape(cell.note)}</p>" if cell.note else ""
     shown = picture(cell.picture, alt) if cell.picture else failure(text.NO_MAP)
-    return f"{shown}<p>{escape(text.TARGET_IS.format(target=cell.target))}</p>{note}"
+    return f"{shown}<p>{escape(text.TARGET_IS.format(target=cell.target))}</p>"
+
+
+def _notes(infos: Sequence[VariantInfo], notes: Mapping[str, str | None]) -> str:
+    """What must be known of some columns, each sentence once and across the whole width."""
+    titles: dict[str, list[str]] = {}
+    for info in infos:
+        if note := notes.get(info.id):
+            titles.setdefault(note, []).append(info.title)
+    return "".join(
+        f'<p class="nb-note nb-indent"><b>{escape("; ".join(columns))}</b>: {escape(note)}</p>'
+        for note, columns in titles.items()
+    )
 
 
 def _difference(
@@ -230,34 +242,36 @@ def _difference(
     return f'<p class="nb-none">{escape(text.NO_DIFFERENCE[why])}</p>'
 
 
-def _trust(info: VariantInfo, cell: AttributionMap) -> str:
+def _trust(infos: Sequence[VariantInfo], cells: Mapping[str, AttributionMap]) -> str:
+    """A line for each fact, a column for each variant."""
+    facts = {key: _facts(cell) for key, cell in cells.items()}
+    rows = "".join(
+        f'<tr data-fact="{name}"><th scope="row">{term(*words)}</th>'
+        + "".join(f"<td>{escape(facts.get(info.id, {}).get(name, MISSING))}</td>" for info in infos)
+        + "</tr>"
+        for name, words in text.TRUST_ROWS.items()
+    )
+    heads = "".join(f'<th scope="col">{escape(info.title)}</th>' for info in infos)
+    title = _heading(text.TRUST, text.TRUST_HINT)
+    return f'<div class="nb-trust">{title}{table("", heads, rows)}</div>'
+
+
+def _facts(cell: AttributionMap) -> dict[str, str]:
     def share(value: float | None) -> str:
         return MISSING if value is None else percent(value)
 
     scores, served = cell.removal, cell.served
-    provider = text.SHORT_PROVIDERS.get(served.provider, served.provider)
-    return _trust_list(
-        {
-            "rank_correlation": signed(cell.rank_correlation),
-            "top_overlap": share(cell.top_overlap),
-            "completeness_error": share(cell.completeness_error),
-            "deletion": signed(scores.deletion if scores else None),
-            "insertion": signed(scores.insertion if scores else None),
-            "steps": MISSING if cell.steps is None else str(cell.steps),
-            "parity": small(served.difference),
-            "provider": provider,
-            "sha256": served.sha256[:8],
-        }
-    )
-
-
-def _trust_list(values: Mapping[str, str]) -> str:
-    rows = "".join(
-        f'<div data-fact="{key}"><dt>{term(*text.TRUST_ROWS[key])}</dt>'
-        f"<dd>{escape(value)}</dd></div>"
-        for key, value in values.items()
-    )
-    return f"<dl>{rows}</dl>"
+    return {
+        "rank_correlation": signed(cell.rank_correlation),
+        "top_overlap": share(cell.top_overlap),
+        "completeness_error": share(cell.completeness_error),
+        "deletion": signed(scores.deletion if scores else None),
+        "insertion": signed(scores.insertion if scores else None),
+        "steps": MISSING if cell.steps is None else str(cell.steps),
+        "parity": small(served.difference),
+        "provider": text.SHORT_PROVIDERS.get(served.provider, served.provider),
+        "sha256": served.sha256[:8],
+    }
 
 
 def _meanings() -> str:

@@ -93,8 +93,8 @@ class AttributionMethod:
 
 
 FROZEN = (
-    "Patches that this model merges were held together as on this photo: the match would jump on "
-    "the way."
+    "Patches that this model merges were held together as on this photo, since the match would "
+    "jump on the way."
 )
 REMATCHED = (
     "This model merges patches anew on every altered photo, as the served file does, so a "

@@ -48,9 +48,9 @@ PREDICTIONS_SHOWS = (
     "percentage points."
 )
 REFERENCE = "the reference"
-SAYS_OTHER = "{title} says {own}; dense said {base}."
-SAYS_SAME = "{title} says {own}, as dense does."
-SAYS_ALONE = "{title} says {own}."
+SAYS_OTHER = "“{title}” says {own}; dense said {base}."
+SAYS_SAME = "“{title}” says {own}, as dense does."
+SAYS_ALONE = "“{title}” says {own}."
 KL = "KL divergence {kl:.3f}"
 KL_HINT = (
     "How far this model's probabilities are from the dense model's, in nats: 0 is the same answer, "

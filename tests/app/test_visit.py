@@ -97,6 +97,25 @@ def test_the_newer_attribution_replaces_one_that_is_under_way(
     assert len(newer) == 1
 
 
+def test_a_failing_method_leaves_the_rest_of_the_page(
+    service: Service,
+    choices: Callable[..., Choices],
+    ids: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise UserError("planted <sentence>")
+
+    monkeypatch.setattr(service, "attribute", fail)
+    page: dict[str, Any] = {}
+    for parts in visit.compare(service, Visit(), photo, choices()):
+        page |= parts
+    assert page["attribution"].count("planted &lt;sentence&gt;") == len(ids)
+    assert "nb-skeleton" not in page["attribution"]
+    assert all(page[name] for name in ("predictions", "chart", "maps", "costs"))
+    assert "Done in" in page["status"]
+
+
 def test_a_refused_photo_clears_the_page_and_says_why(
     service: Service, choices: Callable[..., Choices]
 ) -> None:
