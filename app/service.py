@@ -13,7 +13,7 @@ from app.attribution import ATTRIBUTIONS, AttributionMap, AttributionMethod, att
 from app.burden import BurdenMaps, Which
 from app.catalog import VariantInfo, catalog, default_ids
 from app.comparison import Comparison, Difference, against_base, difference
-from app.errors import UserError
+from app.errors import NoAnswerError, UserError
 from app.inference import Prediction, Predictor, TopClass, to_prediction
 from app.parity import ParityCheck, difference_on
 from app.quantities import QUANTITIES
@@ -171,7 +171,24 @@ class Service:
                 class name.
             before_retraining: As in `predict`.
         """
-        return self._attributions(image, variants, method, target, before_retraining)
+        if method not in ATTRIBUTIONS:
+            raise UserError(f"unknown method {method!r}; available: {', '.join(ATTRIBUTIONS)}")
+        task = self._task(image, variants)
+        classes = task.models[0].variant.classes
+        if target not in ("base", "own", *classes):
+            raise UserError(
+                f"unknown target {target!r}; available: base, own, {', '.join(classes)}"
+            )
+
+        def one(model: Model) -> AttributionMap:
+            return self._attribute(task, model, method, target, before_retraining)
+
+        found = task.each(one)
+        for model in task.models:
+            if model.id in found:
+                base = found.get(model.variant.base or "")
+                found[model.id] = against_base(found[model.id], base)
+        return pictures.with_pictures(task.crop, found)
 
     def burden(
         self,
@@ -213,7 +230,10 @@ class Service:
         target: str = "base",
     ) -> Comparison:
         """Predictions, attributions, burdens and the differences to dense, in one answer."""
-        attributions = self._attributions(image, variants, method, target, may_be_empty=True)
+        try:
+            attributions = self.attribute(image, variants, method, target)
+        except NoAnswerError as error:
+            attributions = Cells(error.failures)
         predictions = self.predict(image, variants)
         burdens = self.burden(image, variants)
         task = self._task(image, variants)
@@ -275,35 +295,6 @@ class Service:
     def _task(self, image: Image.Image, variants: Sequence[str] | None) -> Task:
         ids = self.default_variants() if variants is None else variants
         return Task.of(self.registry, self.predictor, image, ids)
-
-    def _attributions(
-        self,
-        image: Image.Image,
-        variants: Sequence[str] | None,
-        method: str,
-        target: str,
-        before_retraining: bool = False,
-        *,
-        may_be_empty: bool = False,
-    ) -> Cells[AttributionMap]:
-        if method not in ATTRIBUTIONS:
-            raise UserError(f"unknown method {method!r}; available: {', '.join(ATTRIBUTIONS)}")
-        task = self._task(image, variants)
-        classes = task.models[0].variant.classes
-        if target not in ("base", "own", *classes):
-            raise UserError(
-                f"unknown target {target!r}; available: base, own, {', '.join(classes)}"
-            )
-
-        def one(model: Model) -> AttributionMap:
-            return self._attribute(task, model, method, target, before_retraining)
-
-        found = task.each(one, may_be_empty=may_be_empty)
-        for model in task.models:
-            if model.id in found:
-                base = found.get(model.variant.base or "")
-                found[model.id] = against_base(found[model.id], base)
-        return pictures.with_pictures(task.crop, found)
 
     def _attribute(
         self, task: Task, model: Model, method: str, target: str, before_retraining: bool

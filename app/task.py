@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from app.burden import survivors
-from app.errors import UserError
+from app.errors import NoAnswerError, UserError
 from app.inference import Output, Predictor
 from app.registry import Model, ModelRegistry
 from nbcore.preprocessing import preprocess, to_array
@@ -109,15 +109,11 @@ class Task:
         base = self.registry.base_of(model)
         return None if base is None else self.predictor.run(base, self.pixels)
 
-    def each(self, compute: Callable[[Model], T], *, may_be_empty: bool = False) -> Cells[T]:
+    def each(self, compute: Callable[[Model], T]) -> Cells[T]:
         """Compute one cell per model; a failing one fails alone.
 
-        Args:
-            compute: Gives the cell of a model.
-            may_be_empty: Answer with the failures alone if all fail.
-
         Raises:
-            UserError: If all fail.
+            NoAnswerError: If all fail.
         """
         cells: Cells[T] = Cells(self.failures)
         for model in self.models:
@@ -128,6 +124,6 @@ class Task:
             except Exception:
                 logger.exception("%s failed", model.id)
                 cells.failures[model.id] = f"{model.id} failed; the server's log says why."
-        if not cells and not may_be_empty:
-            raise UserError(" ".join(cells.failures.values()))
+        if not cells:
+            raise NoAnswerError(cells.failures)
         return cells

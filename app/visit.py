@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from app import chart, layer_maps, markup, text
-from app.errors import UserError
+from app.errors import NoAnswerError, UserError
 from app.service import AttributionMap, AttributionMethod, BurdenMaps, Cells, Service, VariantInfo
 from app.sites import layer_and_kind
 
@@ -171,9 +171,9 @@ def attributions(service: Service, visit: Visit) -> Iterator[Parts]:
             choices.target,
             before_retraining=choices.before,
         )
-    except UserError as error:
-        # The rest of the page stands, so the sentence takes the place of the maps alone.
-        cells = Cells(dict.fromkeys(choices.variants, str(error)))
+    except NoAnswerError as error:
+        # The rest of the page stands, so the sentences take the place of the maps alone.
+        cells = Cells(error.failures)
     if visit.outdated("attribution", ticket):
         return
     yield {

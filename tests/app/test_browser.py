@@ -315,7 +315,7 @@ def test_nothing_jumps_while_the_maps_fill_in(
     below = """['burden', 'chart', 'costs'].map((name) =>
       document.querySelector(`#nb-${name}-block, #nb-${name}-title-block`)
         .getBoundingClientRect().top + scrollY)"""
-    page.wait_for_selector("#nb-costs td")
+    page.wait_for_selector("#nb-costs tbody td")
     page.wait_for_selector("#nb-chart .nb-track")
     page.wait_for_selector(".nb-status >> text=Tracing")
     waiting = page.evaluate(below)

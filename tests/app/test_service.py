@@ -564,11 +564,13 @@ def test_numbers_do_not_change_under_load(
     every = list(ids.values())
 
     def numbers() -> list[object]:
-        maps = service.attribute(photo, every, "saliency")
+        # Methods that hook the twins, draw random numbers, and run the files that predict too.
+        names = ("grad_cam", "smoothgrad", "occlusion")
+        maps = [service.attribute(photo, every, name) for name in names]
         tops = service.predict(photo, every)
         burdens = service.burden(photo, every, "residual")
         return [
-            [cell.values.tolist() for cell in maps.values()],
+            [cell.values.tolist() for found in maps for cell in found.values()],
             [cell.top for cell in tops.values()],
             [cell.values for cell in burdens.values()],
         ]
@@ -578,7 +580,7 @@ def test_numbers_do_not_change_under_load(
 
     def ask() -> None:
         together.wait()
-        for _ in range(3):
+        for _ in range(2):
             found.append(numbers())
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
@@ -586,5 +588,5 @@ def test_numbers_do_not_change_under_load(
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 12
+    assert len(found) == 8
     assert all(each == wanted for each in found)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from app import visit
-from app.errors import UserError
+from app.errors import NoAnswerError, UserError
 from app.markup import picture
 from app.service import Service
 from app.sites import layer_and_kind, site_words
@@ -104,7 +104,7 @@ def test_a_failing_method_leaves_the_rest_of_the_page(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_: object, **__: object) -> None:
-        raise UserError("planted <sentence>")
+        raise NoAnswerError(dict.fromkeys(ids, "planted <sentence>"))
 
     monkeypatch.setattr(service, "attribute", fail)
     page: dict[str, Any] = {}
