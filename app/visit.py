@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from PIL import Image
@@ -218,7 +218,8 @@ def _placeholders(service: Service, visit: Visit, choices: Choices) -> Parts:
         "costs": "",
         # As high as what comes, since what stands below would jump when it is filled.
         "attribution": markup.attributions(
-            infos,
+            # Before retraining the dense model runs, which merges nothing.
+            [replace(info, merges=info.merges and not choices.before) for info in infos],
             None,
             {},
             crop=service.crop(visit.image, choices.variants),

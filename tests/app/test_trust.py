@@ -83,6 +83,11 @@ def test_agreement_by_hand() -> None:
     found = agreement(swapped, base)
     assert found.rank_correlation == pytest.approx(1 - 12 * 361 / (20 * 399))
     assert found.top_overlap == 0.5
+    # A tenth of eleven patches is rounded up to two; the second one changes.
+    eleven = np.arange(11.0).reshape(1, 11)
+    second = eleven.copy()
+    second[0, 9], second[0, 0] = 0, 9
+    assert agreement(second, eleven).top_overlap == 0.5
 
 
 def test_a_constant_map_agrees_with_nothing() -> None:
