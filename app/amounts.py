@@ -46,3 +46,13 @@ def amount(value: float | None, quantity: str) -> str:
     if quantity == "burden":
         return ratio(value)
     return MISSING if value is None else f"{value:.3f}"
+
+
+def small(value: float) -> str:
+    """7.7e-07 as it is: tiny numbers are read by their exponent."""
+    return f"{value:.0e}" if value else "0"
+
+
+def signed(value: float | None) -> str:
+    """0.695 -> 0.70, -0.2 -> −0.20, from -1 to 1."""
+    return MISSING if value is None else f"{value:.2f}".replace("-", "\u2212")

@@ -103,7 +103,7 @@ class Endpoints:
         self, image: gr.FileData, variants: list[str] | None = None, top_k: int = 5
     ) -> dict[str, schema.PredictionJson]:
         """Most likely classes by variant id. `change` is prob minus the dense base's prob of that
-        class, `kl_to_base` the divergence from its answer in nats."""
+        class, `kl_to_base` the divergence from its answer in nats, `base_class` its top class."""
         found = self._service.predict(self._photo(image), _ids(variants), top_k)
         return schema.by_id(found, schema.prediction_json)
 
@@ -115,7 +115,10 @@ class Endpoints:
         target: str = "base",
     ) -> dict[str, schema.AttributionJson]:
         """Where each variant looked: `values` [rows][columns] of patches. `target`, the explained
-        class, is "base" (the dense base's top class), "own" (each variant's own) or a name."""
+        class, is "base" (the dense base's top class), "own" (each variant's own) or a name.
+        `difference`, `rank_correlation` and `top_overlap` hold it against dense, if asked for too.
+        `completeness_error`, `deletion` and `insertion` say how far to trust it, and `served` which
+        file was explained and the largest difference of its logits from the explained twin's."""
         found = self._service.attribute(self._photo(image), _ids(variants), method, target)
         return schema.by_id(found, schema.attribution_json)
 

@@ -37,6 +37,8 @@ class VariantInfo:
     grid: tuple[int, int]
     """Rows and columns of patches."""
     site_names: tuple[str, ...]
+    merges: bool
+    """Whether it merges tokens on the way."""
     is_default: bool
 
 
@@ -60,6 +62,7 @@ def catalog(variants: Sequence[Variant]) -> tuple[VariantInfo, ...]:
             img_size=v.img_size,
             grid=v.grid,
             site_names=tuple(site.name for site in v.sites),
+            merges=v.merge is not None,
             is_default=v.id in defaults,
         )
         for v in variants

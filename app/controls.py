@@ -70,13 +70,19 @@ def answer_controls(service: Service) -> dict[str, Any]:
 
     return {
         "method": radio(
-            text.METHOD, "method", [(m.title, m.name) for m in methods], value=methods[0].name
+            text.METHOD,
+            "method",
+            [(f"{m.title} ({m.cost})", m.name) for m in methods],
+            value=methods[0].name,
+            scale=2,
         ),
         "target": gr.Dropdown(
             target_choices(infos, service.default_variants()),
             value="base",
             label=text.TARGET,
             elem_id="nb-target",
+            scale=1,
+            min_width=260,
             **UNPLACED,
         ),
         "quantity": radio(

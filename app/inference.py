@@ -67,6 +67,8 @@ class Prediction:
     """Most probable first; ties in the order of classes."""
     kl_to_base: float | None
     """KL(base || variant) in nats; None without a usable base."""
+    base_class: str | None
+    """What the dense base names first; None without a usable one."""
     provider: str
     """ONNX Runtime's provider that really ran, e.g. "CPUExecutionProvider"."""
     latency_ms: float
@@ -95,6 +97,7 @@ def to_prediction(
         ),
         # Rounding alone can bring the divergence of two equal distributions below zero.
         kl_to_base=None if kl is None else max(0.0, float(kl)),
+        base_class=None if base is None else variant.classes[int(np.argmax(base.probs))],
         provider=output.provider,
         latency_ms=output.latency_ms,
         parity=parity,
@@ -162,6 +165,29 @@ class Predictor:
             provider=session.get_providers()[0],
             latency_ms=latency_ms,
         )
+
+    def logits(
+        self, model: Model, images: np.ndarray, unit_gate: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Class logits of several pictures in one run [B, K].
+
+        Args:
+            model: Which variant.
+            images: RGB in [0, 1], float32 [B, 3, S, S].
+            unit_gate: Factors on contributions [U]; None means ones.
+
+        Raises:
+            UserError: If the session cannot be opened or run.
+        """
+        feed = {"image": images}
+        if unit_gate is not None:
+            gates = np.broadcast_to(unit_gate.astype(np.float32), (len(images), len(unit_gate)))
+            feed["unit_gate"] = np.ascontiguousarray(gates)
+        session = self._session(model)
+        try:
+            return session.run(["logits"], feed)[0]
+        except Exception as error:
+            raise UserError(f"{model.id} failed on parts of this photo: {error}") from error
 
     def _session(self, model: Model) -> onnxruntime.InferenceSession:
         with self._opening:

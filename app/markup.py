@@ -14,7 +14,16 @@ from html import escape
 from PIL import Image
 
 from app import text
-from app.amounts import MISSING, count, megabytes, milliseconds, percent, points
+from app.amounts import (
+    MISSING,
+    count,
+    megabytes,
+    milliseconds,
+    percent,
+    points,
+    signed,
+    small,
+)
 from app.service import AttributionMap, AttributionMethod, Prediction, Status, VariantInfo
 
 
@@ -89,9 +98,8 @@ def predictions(
     infos: Sequence[VariantInfo], cells: Mapping[str, Prediction], failures: Mapping[str, str]
 ) -> str:
     """Top classes of every variant, one column each."""
-    answers = {key: cell.top[0].class_name for key, cell in cells.items()}
     columns = [
-        _classes(info, cells[info.id], disagrees=_disagrees(info, answers))
+        _classes(info, cells[info.id])
         if info.id in cells
         else failure(failures.get(info.id, text.NO_ANSWER))
         for info in infos
@@ -105,58 +113,192 @@ def predictions(
     )
 
 
-def _disagrees(info: VariantInfo, answers: Mapping[str, str]) -> bool:
-    base = answers.get(info.base or "")
-    return base is not None and base != answers[info.id]
-
-
-def _classes(info: VariantInfo, cell: Prediction, *, disagrees: bool) -> str:
+def _classes(info: VariantInfo, cell: Prediction) -> str:
     rows = "".join(
         f'<li style="--p:{top.prob:.4f}"><span class="nb-name">{escape(top.class_name)}</span>'
         f'<span class="nb-prob">{percent(top.prob)}</span>'
         f'<span class="nb-change">{points(top.change) if info.base else ""}</span></li>'
         for top in cell.top
     )
-    tag = f'<p class="nb-tag nb-other">{escape(text.DISAGREES)}</p>' if disagrees else ""
-    return f'<ol class="nb-classes">{rows}</ol>{tag}'
+    other = cell.base_class not in (None, cell.top[0].class_name)
+    said = f'<p class="nb-said{" nb-other" if other else ""}">{escape(sentence(info, cell))}</p>'
+    distance = ""
+    if info.base and cell.kl_to_base is not None:
+        words = text.KL.format(kl=cell.kl_to_base)
+        distance = f'<p class="nb-tag">{term(words, text.KL_HINT)}</p>'
+    return f'<ol class="nb-classes">{rows}</ol>{said}{distance}'
+
+
+def sentence(info: VariantInfo, cell: Prediction) -> str:
+    """What a variant says beside what its dense base says."""
+    own, base = cell.top[0].class_name, cell.base_class
+    if info.base is None or base is None:
+        return text.SAYS_ALONE.format(title=info.title, own=own)
+    words = text.SAYS_SAME if own == base else text.SAYS_OTHER
+    return words.format(title=info.title, own=own, base=base)
+
+
+def term(words: str, meaning: str) -> str:
+    """Words that say what they mean to whoever rests on them, by mouse or by keyboard."""
+    return (
+        f'<span class="nb-term" tabindex="0">{escape(words)}'
+        f'<span class="nb-tip" role="tooltip">{escape(meaning)}</span></span>'
+    )
 
 
 def attributions(
     infos: Sequence[VariantInfo],
-    cells: Mapping[str, AttributionMap],
+    cells: Mapping[str, AttributionMap] | None,
     failures: Mapping[str, str],
     *,
     crop: Image.Image,
     method: AttributionMethod,
-    scale: Image.Image | None,
+    scales: Sequence[Image.Image] = (),
 ) -> str:
-    """Attribution map of every variant beside the crop that all of them saw."""
-    columns = [
-        _attribution(info, cells[info.id], method)
-        if info.id in cells
-        else failure(failures.get(info.id, text.NO_MAP))
-        for info in infos
-    ]
+    """Every variant's map, its difference from dense, and how far to trust it.
+
+    Args:
+        infos: The columns.
+        cells: Maps by variant; None while they are computed, which leaves their places empty.
+        failures: Why others have none.
+        crop: What all models saw.
+        method: That drew the maps.
+        scales: Colour bars of maps and of differences.
+    """
+
+    def row(fill: Callable[[VariantInfo, AttributionMap], str], *, waits: str) -> list[str]:
+        if cells is None:
+            return [waits] * len(infos)
+        return [fill(info, cells[info.id]) if info.id in cells else "" for info in infos]
+
+    def bar(index: int, title: str) -> str:
+        if cells is None:
+            return '<div class="nb-legend nb-blank" aria-hidden="true"></div>'
+        return legend(scales[index] if index < len(scales) else None, title)
+
+    empty = '<div class="nb-skeleton" aria-hidden="true"></div>'
+    maps = row(lambda info, cell: _attribution(info, cell, method), waits=f"{empty}<p>&nbsp;</p>")
+    if cells is not None:
+        for index, info in enumerate(infos):
+            if info.id not in cells:
+                maps[index] = failure(failures.get(info.id, text.NO_MAP))
     side = f"{picture(crop, text.CROP_ALT, lossless=True)}<p>{escape(text.ATTRIBUTION_CROP)}</p>"
+    if cells is None:
+        notes = {info.id: method.note for info in infos if info.merges}
+    else:
+        notes = {key: cell.note for key, cell in cells.items()}
+    differences = row(lambda info, cell: _difference(info, cell, cells or {}, method), waits=empty)
+    body = (
+        grid(side, maps, kind="nb-pictures"),
+        _notes(infos, notes),
+        bar(0, method.title),
+        grid(_heading(text.DIFFERENCE, text.DIFFERENCE_HINT), differences, kind="nb-pictures"),
+        bar(1, text.DIFFERENCE_SCALE),
+        _trust(infos, cells or {}),
+        _meanings(),
+    )
+    cost = text.METHOD_COST.format(cost=method.cost)
     return section(
         text.ATTRIBUTION,
-        (f"{method.shows} {method.sign} {text.ATTRIBUTION_SAME_SCALE}",),
-        grid(side, columns, kind="nb-pictures") + legend(scale, method.title),
+        (f"{method.shows} {method.sign} {cost} {text.ATTRIBUTION_SAME_SCALE}",),
+        "".join(body),
         columns=len(infos),
         name="attribution",
     )
 
 
+def _heading(title: str, hint: str) -> str:
+    return f"<h3>{escape(title)}</h3><p>{escape(hint)}</p>"
+
+
 def _attribution(info: VariantInfo, cell: AttributionMap, method: AttributionMethod) -> str:
     alt = text.ATTRIBUTION_ALT.format(title=info.title, method=method.title, target=cell.target)
-    facts = [text.TARGET_IS.format(target=cell.target)]
-    if cell.steps is not None:
-        facts.append(text.STEPS.format(steps=cell.steps))
-    if cell.completeness_error is not None:
-        facts.append(text.COMPLETENESS.format(error=percent(cell.completeness_error)))
-    note = f"<p>{escape(cell.note)}</p>" if cell.note else ""
     shown = picture(cell.picture, alt) if cell.picture else failure(text.NO_MAP)
-    return f"{shown}<p>{escape(', '.join(facts))}</p>{note}"
+    return f"{shown}<p>{escape(text.TARGET_IS.format(target=cell.target))}</p>"
+
+
+def _notes(infos: Sequence[VariantInfo], notes: Mapping[str, str | None]) -> str:
+    """What must be known of some columns, each sentence once and across the whole width."""
+    titles: dict[str, list[str]] = {}
+    for info in infos:
+        if note := notes.get(info.id):
+            titles.setdefault(note, []).append(info.title)
+    return "".join(
+        f'<p class="nb-note nb-indent"><b>{escape("; ".join(columns))}</b>: {escape(note)}</p>'
+        for note, columns in titles.items()
+    )
+
+
+def _difference(
+    info: VariantInfo,
+    cell: AttributionMap,
+    cells: Mapping[str, AttributionMap],
+    method: AttributionMethod,
+) -> str:
+    if cell.difference_picture is not None:
+        alt = text.DIFFERENCE_ALT.format(title=info.title, method=method.title, target=cell.target)
+        return picture(cell.difference_picture, alt)
+    why = "base" if info.base is None else "class" if info.base in cells else "missing"
+    return f'<p class="nb-none">{escape(text.NO_DIFFERENCE[why])}</p>'
+
+
+def _trust(infos: Sequence[VariantInfo], cells: Mapping[str, AttributionMap]) -> str:
+    """A line for each fact, a column for each variant."""
+    facts = {key: _facts(cell) for key, cell in cells.items()}
+    rows = "".join(
+        f'<tr data-fact="{name}"><th scope="row">{term(*words)}</th>'
+        + "".join(f"<td>{escape(facts.get(info.id, {}).get(name, MISSING))}</td>" for info in infos)
+        + "</tr>"
+        for name, words in text.TRUST_ROWS.items()
+    )
+    heads = "".join(f'<th scope="col">{escape(info.title)}</th>' for info in infos)
+    title = _heading(text.TRUST, text.TRUST_HINT)
+    return f'<div class="nb-trust">{title}{table("", heads, rows)}</div>'
+
+
+def _facts(cell: AttributionMap) -> dict[str, str]:
+    def share(value: float | None) -> str:
+        return MISSING if value is None else percent(value)
+
+    scores, served = cell.removal, cell.served
+    return {
+        "rank_correlation": signed(cell.rank_correlation),
+        "top_overlap": share(cell.top_overlap),
+        "completeness_error": share(cell.completeness_error),
+        "deletion": signed(scores.deletion if scores else None),
+        "insertion": signed(scores.insertion if scores else None),
+        "steps": MISSING if cell.steps is None else str(cell.steps),
+        "parity": small(served.difference),
+        "provider": text.SHORT_PROVIDERS.get(served.provider, served.provider),
+        "sha256": served.sha256[:8],
+    }
+
+
+def _meanings() -> str:
+    """The explanations once more, for those who cannot rest a pointer on anything."""
+    rows = "".join(
+        f"<dt>{escape(label)}</dt><dd>{escape(meaning)}</dd>"
+        for label, meaning in text.TRUST_ROWS.values()
+    )
+    return (
+        f'<details class="nb-details"><summary>{escape(text.TRUST_ABOUT)}</summary>'
+        f"<dl>{rows}</dl></details>"
+    )
+
+
+def methods(entries: Sequence[AttributionMethod]) -> str:
+    """All methods of the menu: what they show, what their signs mean, what they cost."""
+    heads = "".join(f'<th scope="col">{escape(head)}</th>' for head in text.METHOD_COLUMNS)
+    rows = "".join(
+        f'<tr><th scope="row">{escape(entry.title)}</th>'
+        + "".join(f"<td>{escape(getattr(entry, key))}</td>" for key in text.METHOD_COLUMNS)
+        + "</tr>"
+        for entry in entries
+    )
+    return (
+        f'<details class="nb-details nb-methods"><summary>{escape(text.METHODS_ABOUT)}</summary>'
+        f"{table('', heads, rows)}</details>"
+    )
 
 
 def costs(infos: Sequence[VariantInfo], cells: Mapping[str, Prediction], *, before: bool) -> str:

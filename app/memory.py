@@ -18,8 +18,8 @@ from app.registry import ModelRegistry
 from app.service import AttributionMap, Cells, Service
 from app.settings import Settings
 
-SIZE = 24
-"""Answers kept; one of three variants takes about 2 MB."""
+SIZE = 10
+"""Answers kept; one of three variants takes about 4 MB."""
 
 
 class RememberingService(Service):

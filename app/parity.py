@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from app.errors import UserError
-from app.inference import Predictor
+from app.inference import Output, Predictor
 from app.registry import Model, ModelRegistry
 from nbcore.checkpoint import CheckpointError
 from nbcore.preprocessing import preprocess, to_array
@@ -89,12 +89,29 @@ def largest_difference(predictor: Predictor, model: Model, photos: Sequence[Imag
     for photo in photos:
         image = to_array(preprocess(photo, variant.img_size, variant.preprocessing.crop_pct))
         output = predictor.run(model, image)
-        device = predictor.torch_device
-        group = None if output.group is None else torch.from_numpy(output.group)[None].to(device)
-        with model.twin(device) as twin, torch.no_grad():
-            logits = twin.model(torch.from_numpy(image)[None].to(device), group=group)[0].cpu()
-        worst = max(worst, float(np.abs(logits.numpy() - output.logits).max()))
+        worst = max(worst, difference_on(model, image, output, predictor.torch_device))
     return worst
+
+
+def difference_on(
+    model: Model, image: np.ndarray, output: Output, device: str, gate: np.ndarray | None = None
+) -> float:
+    """Largest |ONNX - torch| of a logit on one photo, given equal matches of merged tokens.
+
+    Args:
+        model: Whose torch twin is run.
+        image: RGB in [0, 1], float32 [3, S, S].
+        output: What the model's ONNX file gave for it.
+        device: "cpu" or "cuda", where the twin runs.
+        gate: Factors on contributions [U] with which the output was made.
+    """
+
+    def on_device(values: np.ndarray | None) -> torch.Tensor | None:
+        return None if values is None else torch.from_numpy(values)[None].to(device)
+
+    with model.twin(device) as twin, torch.no_grad():
+        logits = twin.model(on_device(image), on_device(gate), on_device(output.group))[0].cpu()
+    return float(np.abs(logits.numpy() - output.logits).max())
 
 
 def generated_photos(side: int = 256) -> tuple[Image.Image, ...]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from PIL import Image
 
 from app import render
-from app.attribution import AttributionMap
+from app.attribution import ATTRIBUTIONS, AttributionMap
 from app.burden import BurdenMaps, Which
 from app.errors import UserError
+from app.task import Cells
 
 NULL_NOTE = "Before retraining: dense, its pruned units turned off live."
 MERGED_NOTE = "Fine white lines: edges of patches merged into one token."
@@ -59,9 +61,29 @@ def burden_legend(burdens: Mapping[str, BurdenMaps], which: Which) -> Image.Imag
     return render.legend(burden_scale(burdens), note)
 
 
+def with_pictures(crop: Image.Image, cells: Cells[AttributionMap]) -> Cells[AttributionMap]:
+    """Maps with their pictures: attributions on one scale, differences on another."""
+    drawn: Cells[AttributionMap] = Cells(cells.failures)
+    scale, differences = attribution_scale(cells), difference_scale(cells)
+    for key, cell in cells.items():
+        drawn[key] = replace(
+            cell,
+            picture=render.heatmap(crop, cell.values, scale),
+            difference_picture=None
+            if cell.difference is None
+            else render.heatmap(crop, cell.difference, differences),
+        )
+    return drawn
+
+
 def attribution_legend(attributions: Mapping[str, AttributionMap]) -> Image.Image:
     """Colour bar of attribution pictures."""
     return render.legend(attribution_scale(attributions))
+
+
+def difference_legend(attributions: Mapping[str, AttributionMap]) -> Image.Image:
+    """Colour bar of difference pictures."""
+    return render.legend(difference_scale(attributions))
 
 
 def burden_scale(burdens: Mapping[str, BurdenMaps]) -> render.Scale:
@@ -74,4 +96,12 @@ def burden_scale(burdens: Mapping[str, BurdenMaps]) -> render.Scale:
 def attribution_scale(attributions: Mapping[str, AttributionMap]) -> render.Scale:
     """Scale of all variants."""
     cells = list(attributions.values())
-    return render.attribution_scale([c.values for c in cells], signed=all(c.signed for c in cells))
+    title = ATTRIBUTIONS[cells[0].method].unit if cells else ""
+    signed = all(cell.signed for cell in cells)
+    return render.attribution_scale([c.values for c in cells], signed=signed, title=title)
+
+
+def difference_scale(attributions: Mapping[str, AttributionMap]) -> render.Scale:
+    """Scale of all differences from dense."""
+    maps = [c.difference for c in attributions.values() if c.difference is not None]
+    return render.difference_scale(maps)

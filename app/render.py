@@ -81,7 +81,7 @@ def burden_scale(maps: Sequence[np.ndarray], quantity: str) -> Scale:
     )
 
 
-def attribution_scale(maps: Sequence[np.ndarray], *, signed: bool) -> Scale:
+def attribution_scale(maps: Sequence[np.ndarray], *, signed: bool, title: str) -> Scale:
     """Scale of attribution maps; the largest 1 % of patches are clipped in drawing."""
     limit = max(_upper(maps), 1e-12)
     if signed:
@@ -89,7 +89,7 @@ def attribution_scale(maps: Sequence[np.ndarray], *, signed: bool) -> Scale:
             low=-limit,
             high=limit,
             diverging=True,
-            title="Part of the class's score",
+            title=title,
             low_words="speaks against",
             high_words="speaks for",
             ticks=((-limit, f"{-limit:.2g}"), (0.0, "0"), (limit, f"+{limit:.2g}")),
@@ -98,10 +98,24 @@ def attribution_scale(maps: Sequence[np.ndarray], *, signed: bool) -> Scale:
         low=0.0,
         high=limit,
         diverging=False,
-        title="Reaction of the class's score",
+        title=title,
         low_words="none",
         high_words="strong",
         ticks=((0.0, "0"), (limit / 2, f"{limit / 2:.2g}"), (limit, f"{limit:.2g}")),
+    )
+
+
+def difference_scale(maps: Sequence[np.ndarray]) -> Scale:
+    """Scale of differences between maps; the largest 1 % of patches are clipped in drawing."""
+    limit = max(_upper(maps), 1e-12)
+    return Scale(
+        low=-limit,
+        high=limit,
+        diverging=True,
+        title="Difference from dense",
+        low_words="less than dense",
+        high_words="more than dense",
+        ticks=((-limit, f"{-limit:.2g}"), (0.0, "0"), (limit, f"+{limit:.2g}")),
     )
 
 

@@ -38,16 +38,32 @@ TopClassJson = TypedDict("TopClassJson", {"class": str, "prob": float, "change":
 class PredictionJson(TypedDict):
     top: list[TopClassJson]
     kl_to_base: float | None
+    base_class: str | None
     provider: str
     latency_ms: float
+
+
+class ServedJson(TypedDict):
+    provider: str
+    sha256: str
+    difference: float
 
 
 class AttributionJson(TypedDict):
     target: str
     values: list[list[float]]
     signed: bool
+    steps: int | None
+    note: str | None
     completeness_error: float | None
+    deletion: float | None
+    insertion: float | None
+    difference: list[list[float]] | None
+    rank_correlation: float | None
+    top_overlap: float | None
+    served: ServedJson
     picture: gr.FileData | None
+    difference_picture: gr.FileData | None
 
 
 class SiteJson(TypedDict):
@@ -68,6 +84,8 @@ class DifferenceJson(TypedDict):
     same_class: bool
     kl_to_base: float
     attribution_cosine: float | None
+    attribution_rank_correlation: float | None
+    attribution_top_overlap: float | None
     largest_burden: float | None
     largest_burden_site: str | None
 
@@ -103,6 +121,7 @@ def prediction_json(found: Prediction) -> PredictionJson:
     return {
         "top": [{"class": c.class_name, "prob": c.prob, "change": c.change} for c in found.top],
         "kl_to_base": found.kl_to_base,
+        "base_class": found.base_class,
         "provider": found.provider,
         "latency_ms": found.latency_ms,
     }
@@ -113,8 +132,23 @@ def attribution_json(found: AttributionMap) -> AttributionJson:
         "target": found.target,
         "values": found.values.tolist(),
         "signed": found.signed,
+        "steps": found.steps,
+        "note": found.note,
         "completeness_error": found.completeness_error,
+        "deletion": None if found.removal is None else found.removal.deletion,
+        "insertion": None if found.removal is None else found.removal.insertion,
+        "difference": None if found.difference is None else found.difference.tolist(),
+        "rank_correlation": found.rank_correlation,
+        "top_overlap": found.top_overlap,
+        "served": {
+            "provider": found.served.provider,
+            "sha256": found.served.sha256,
+            "difference": found.served.difference,
+        },
         "picture": None if found.picture is None else png(found.picture),
+        "difference_picture": None
+        if found.difference_picture is None
+        else png(found.difference_picture),
     }
 
 

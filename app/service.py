@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from app import burden, images, pictures, render
+from app import burden, images, pictures
 from app.attribution import ATTRIBUTIONS, AttributionMap, AttributionMethod, attribute
 from app.burden import BurdenMaps, Which
 from app.catalog import VariantInfo, catalog, default_ids
-from app.comparison import Comparison, Difference, difference
-from app.errors import UserError
+from app.comparison import Comparison, Difference, against_base, difference
+from app.errors import NoAnswerError, UserError
 from app.inference import Prediction, Predictor, TopClass, to_prediction
-from app.parity import ParityCheck
+from app.parity import ParityCheck, difference_on
 from app.quantities import QUANTITIES
 from app.registry import Model, ModelRegistry
 from app.settings import Settings
-from app.task import Cells, Task
+from app.task import Cells, Run, Task
+from app.trust import Served, removal_scores
 
 __all__ = [
     "AttributionMap",
@@ -36,10 +37,6 @@ __all__ = [
 ]
 
 DEFAULT_METHOD = "integrated_gradients"
-FROZEN_MATCH = (
-    "Patches that this model merges were held together as on this photo: the match would jump on "
-    "the way."
-)
 NO_BASE_CLASS = "Its dense base cannot be used, so its own top class is explained."
 
 
@@ -98,9 +95,9 @@ class Service:
         return default_ids([model.variant for model in self.registry.models()])
 
     def attribution_methods(self) -> tuple[AttributionMethod, ...]:
-        """The default one first."""
-        names = sorted(ATTRIBUTIONS, key=lambda name: (name != DEFAULT_METHOD, name))
-        return tuple(ATTRIBUTIONS[name] for name in names)
+        """The default one first, then by title."""
+        methods = [ATTRIBUTIONS[name] for name in ATTRIBUTIONS]
+        return tuple(sorted(methods, key=lambda m: (m.name != DEFAULT_METHOD, m.title)))
 
     def status(self) -> Status:
         return Status(
@@ -162,7 +159,9 @@ class Service:
         *,
         before_retraining: bool = False,
     ) -> Cells[AttributionMap]:
-        """Which patches speak for a class.
+        """Which patches speak for a class, how that differs from dense, and how far to trust it.
+
+        A variant is held against its dense base if that is among the variants.
 
         Args:
             image: From `load_image`.
@@ -185,10 +184,11 @@ class Service:
             return self._attribute(task, model, method, target, before_retraining)
 
         found = task.each(one)
-        scale = pictures.attribution_scale(found)
-        for key, cell in found.items():
-            found[key] = replace(cell, picture=render.heatmap(task.crop, cell.values, scale))
-        return found
+        for model in task.models:
+            if model.id in found:
+                base = found.get(model.variant.base or "")
+                found[model.id] = against_base(found[model.id], base)
+        return pictures.with_pictures(task.crop, found)
 
     def burden(
         self,
@@ -230,7 +230,10 @@ class Service:
         target: str = "base",
     ) -> Comparison:
         """Predictions, attributions, burdens and the differences to dense, in one answer."""
-        attributions = self.attribute(image, variants, method, target)
+        try:
+            attributions = self.attribute(image, variants, method, target)
+        except NoAnswerError as error:
+            attributions = Cells(error.failures)
         predictions = self.predict(image, variants)
         burdens = self.burden(image, variants)
         task = self._task(image, variants)
@@ -285,6 +288,10 @@ class Service:
         """Colour bar of the pictures of one `attribute` call."""
         return pictures.attribution_legend(attributions)
 
+    def difference_legend(self, attributions: Mapping[str, AttributionMap]) -> Image.Image:
+        """Colour bar of the difference pictures of one `attribute` call."""
+        return pictures.difference_legend(attributions)
+
     def _task(self, image: Image.Image, variants: Sequence[str] | None) -> Task:
         ids = self.default_variants() if variants is None else variants
         return Task.of(self.registry, self.predictor, image, ids)
@@ -300,14 +307,14 @@ class Service:
         else:
             index = int((run.output if dense is None else dense).logits.argmax())
         notes = [NO_BASE_CLASS] if target == "base" and dense is None else []
-        if run.output.group is not None:
-            notes.append(FROZEN_MATCH)
-        values, found = attribute(
+        if run.output.group is not None and entry.note:
+            notes.append(entry.note)
+        found = attribute(
             run.model,
+            self.predictor,
             task.pixels,
             entry,
             index,
-            self.predictor.torch_device,
             group=run.output.group,
             unit_gate=run.gate,
         )
@@ -315,9 +322,26 @@ class Service:
             variant=model.id,
             method=method,
             target=classes[index],
-            values=values,
+            values=found.patches,
             signed=entry.signed,
             completeness_error=found.completeness_error,
             steps=found.steps,
+            removal=removal_scores(
+                lambda images: self.predictor.logits(run.model, images, run.gate),
+                task.pixels,
+                found.patches,
+                index,
+                model.variant.patch_size,
+            ),
+            served=self._served(task, run),
             note=" ".join(notes) or None,
+        )
+
+    def _served(self, task: Task, run: Run) -> Served:
+        """The file that answered, held against its twin on this photo."""
+        device = self.predictor.torch_device
+        return Served(
+            provider=run.output.provider,
+            sha256=run.model.variant.files["onnx"].sha256,
+            difference=difference_on(run.model, task.pixels, run.output, device, run.gate),
         )

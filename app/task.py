@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from app.burden import survivors
-from app.errors import UserError
+from app.errors import NoAnswerError, UserError
 from app.inference import Output, Predictor
 from app.registry import Model, ModelRegistry
 from nbcore.preprocessing import preprocess, to_array
@@ -113,7 +113,7 @@ class Task:
         """Compute one cell per model; a failing one fails alone.
 
         Raises:
-            UserError: If all fail.
+            NoAnswerError: If all fail.
         """
         cells: Cells[T] = Cells(self.failures)
         for model in self.models:
@@ -125,5 +125,5 @@ class Task:
                 logger.exception("%s failed", model.id)
                 cells.failures[model.id] = f"{model.id} failed; the server's log says why."
         if not cells:
-            raise UserError(" ".join(cells.failures.values()))
+            raise NoAnswerError(cells.failures)
         return cells

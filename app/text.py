@@ -48,7 +48,14 @@ PREDICTIONS_SHOWS = (
     "percentage points."
 )
 REFERENCE = "the reference"
-DISAGREES = "other answer than dense"
+SAYS_OTHER = "“{title}” says {own}; dense said {base}."
+SAYS_SAME = "“{title}” says {own}, as dense does."
+SAYS_ALONE = "“{title}” says {own}."
+KL = "KL divergence {kl:.3f}"
+KL_HINT = (
+    "How far this model's probabilities are from the dense model's, in nats: 0 is the same answer, "
+    "above 1 is another opinion."
+)
 NO_ANSWER = "No answer"
 
 # Where each model looked
@@ -59,9 +66,74 @@ ATTRIBUTION_ALT = "{title}: {method} map for {target}, over the photo"
 CROP_ALT = "The part of the photo that the models see"
 LEGEND_ALT = "Colour scale: {title}"
 TARGET_IS = "for “{target}”"
-STEPS = "{steps} steps"
-COMPLETENESS = "sums to the score within {error}"
 NO_MAP = "No map"
+METHOD_COST = "Cost: {cost}."
+METHODS_ABOUT = "All methods: what they show, what signs mean, what they cost"
+METHOD_COLUMNS = ("shows", "sign", "cost")
+DIFFERENCE = "Minus dense"
+DIFFERENCE_HINT = (
+    "This model's map minus the dense model's, on a scale of its own that all columns share."
+)
+DIFFERENCE_ALT = "{title}: {method} map for {target} minus that of dense, over the photo"
+DIFFERENCE_SCALE = "differences from dense"
+NO_DIFFERENCE = {
+    "base": "The reference of the others.",
+    "missing": "Choose the dense model too to see what changed.",
+    "class": "Dense is explained for another class, so there is nothing to subtract.",
+}
+TRUST = "How far to trust it"
+TRUST_HINT = "Rest on a name, or open the list below, to see what it means."
+TRUST_ABOUT = "What these numbers mean"
+# name: (label, what it means)
+TRUST_ROWS = {
+    "rank_correlation": (
+        "Order like dense",
+        "Spearman's rank correlation with the dense model's map: 1 means that both put the patches "
+        "in the same order, 0 that the orders have nothing in common.",
+    ),
+    "top_overlap": (
+        "Top 10 % like dense",
+        "Share of the strongest tenth of patches that the dense model's strongest tenth holds too. "
+        "Chance gives 10 %.",
+    ),
+    "completeness_error": (
+        "Sum misses by",
+        "How far the sum of all patches is from the change of the class's score between the "
+        "reference picture and the photo. Only methods that promise such a sum have this number; "
+        "below a few percent is good.",
+    ),
+    "deletion": (
+        "Deletion",
+        "Patches are removed, the strongest first: the mean probability of the class on the way. "
+        "Low is good, for then the map found what the answer hangs on. A removed patch keeps only "
+        "its mean colour.",
+    ),
+    "insertion": (
+        "Insertion",
+        "Patches are put back, the strongest first: the mean probability of the class on the way. "
+        "High is good. A map in random order gives deletion and insertion alike, so trust a map "
+        "only where insertion lies clearly above deletion.",
+    ),
+    "steps": (
+        "Steps",
+        "Gradients or forward passes that the method took on this photo.",
+    ),
+    "parity": (
+        "ONNX − PyTorch",
+        "Predictions come from the ONNX file, gradients from the same weights in PyTorch: the "
+        "largest difference between the two in any class's score, on this very photo.",
+    ),
+    "provider": (
+        "Ran on",
+        "What ONNX Runtime really ran this file on.",
+    ),
+    "sha256": (
+        "File",
+        "The first letters of the SHA-256 hash of the ONNX file that answered; it is checked "
+        "against the manifest before the file is opened.",
+    ),
+}
+SHORT_PROVIDERS = {"CPUExecutionProvider": "CPU", "CUDAExecutionProvider": "CUDA"}
 
 # What each layer carries
 BURDEN = "What each layer carries"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from typing import Any
 
@@ -13,7 +13,7 @@ from app import gallery, markup, text, visit
 from app.api import COMPUTE, Endpoints, in_plain_words, uploaded_path
 from app.controls import answer_controls, html, question_controls, target_choices
 from app.errors import UserError
-from app.service import Service
+from app.service import AttributionMethod, Service
 from app.visit import Choices, Parts, Visit
 
 VISIT_SECONDS = 3600
@@ -24,6 +24,12 @@ PICK_LAYER = """element.addEventListener('click', (event) => {
   const chosen = event.target.closest('[data-layer]');
   if (chosen) trigger('select', {layer: Number(chosen.dataset.layer)});
 });"""
+
+# The answer replaces the section, and with it this mark.
+DIM_MAPS = """() => {
+  const section = document.querySelector('#nb-attribution');
+  if (section) { section.classList.add('nb-busy'); section.setAttribute('aria-busy', 'true'); }
+}"""
 
 
 def build_page(service: Service, *, concurrency: int) -> gr.Blocks:
@@ -41,7 +47,7 @@ def build_page(service: Service, *, concurrency: int) -> gr.Blocks:
     ) as page:
         with gr.Column(elem_id="nb-page"):
             asked = question_controls(service, gallery.read_examples())
-            parts = _layout(asked | answer_controls(service))
+            parts = _layout(asked | answer_controls(service), service.attribution_methods())
         parts["visit"] = gr.State(Visit(), time_to_live=VISIT_SECONDS)
         # First, so that no event of the page takes the name of an endpoint.
         Endpoints(service).publish(concurrency=concurrency)
@@ -49,7 +55,7 @@ def build_page(service: Service, *, concurrency: int) -> gr.Blocks:
     return page
 
 
-def _layout(parts: dict[str, Any]) -> dict[str, Any]:
+def _layout(parts: dict[str, Any], methods: Sequence[AttributionMethod]) -> dict[str, Any]:
     html(f"<h1>{escape(text.TITLE)}</h1><p>{escape(text.LEAD)}</p>", "head")
     with gr.Row(elem_id="nb-main"):
         with gr.Column(elem_id="nb-controls", scale=0, min_width=300):
@@ -57,13 +63,13 @@ def _layout(parts: dict[str, Any]) -> dict[str, Any]:
                 parts[name].render()
             parts["status"] = html(markup.invitation(), "status")
         with gr.Column(elem_id="nb-results", scale=1, min_width=280):
-            parts |= _results(parts)
+            parts |= _results(parts, methods)
     parts["standing"] = html("", "standing")
     html(_about(), "about")
     return parts
 
 
-def _results(widgets: dict[str, Any]) -> dict[str, Any]:
+def _results(widgets: dict[str, Any], methods: Sequence[AttributionMethod]) -> dict[str, Any]:
     def heading(title: str, name: str) -> None:
         html(f"<h2>{escape(title)}</h2>", f"{name}-title")
 
@@ -74,6 +80,7 @@ def _results(widgets: dict[str, Any]) -> dict[str, Any]:
     with gr.Row(elem_classes="nb-options"):
         widgets["method"].render()
         widgets["target"].render()
+    html(markup.methods(methods), "methods")
     parts["attribution"] = html("", "attribution")
     heading(text.BURDEN, "burden")
     with gr.Row(elem_classes="nb-options"):
@@ -129,6 +136,7 @@ class _Wiring:
         # outputs of two events in a row without getting a value.
         looks = [parts["method"].input, parts["target"].input]
         attribution = self.named("attribution")
+        gr.on(looks, None, js=DIM_MAPS, **hidden)
         gr.on(looks, self.again(visit.attributions), choices, attribution, **work)
         burden = self.named("chart", "maps", "sheets", *SITE)
         gr.on(parts["quantity"].input, self.again(visit.burdens), choices, burden, **work)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from PIL import Image
 
 from app import chart, layer_maps, markup, text
-from app.errors import UserError
-from app.service import AttributionMethod, BurdenMaps, Cells, Service, VariantInfo
+from app.errors import NoAnswerError, UserError
+from app.service import AttributionMap, AttributionMethod, BurdenMaps, Cells, Service, VariantInfo
 from app.sites import layer_and_kind
 
 MIN_COLUMNS, MAX_COLUMNS = 2, 4
@@ -85,7 +85,7 @@ def compare(
         }
         raise
     visit.image, visit.infos = image, infos
-    yield _placeholders(infos, choices) | {"standing": markup.standing(service.status())}
+    yield _placeholders(service, visit, choices) | {"standing": markup.standing(service.status())}
     answers = service.predict(image, choices.variants, TOP_K, before_retraining=choices.before)
     if visit.outdated("all", ticket):
         return
@@ -162,13 +162,18 @@ def attributions(service: Service, visit: Visit) -> Iterator[Parts]:
     if visit.image is None or visit.choices is None:
         return
     ticket, choices = visit.ticket("attribution"), visit.choices
-    cells = service.attribute(
-        visit.image,
-        choices.variants,
-        choices.method,
-        choices.target,
-        before_retraining=choices.before,
-    )
+    cells: Cells[AttributionMap]
+    try:
+        cells = service.attribute(
+            visit.image,
+            choices.variants,
+            choices.method,
+            choices.target,
+            before_retraining=choices.before,
+        )
+    except NoAnswerError as error:
+        # The rest of the page stands, so the sentences take the place of the maps alone.
+        cells = Cells(error.failures)
     if visit.outdated("attribution", ticket):
         return
     yield {
@@ -178,9 +183,18 @@ def attributions(service: Service, visit: Visit) -> Iterator[Parts]:
             cells.failures,
             crop=service.crop(visit.image, choices.variants),
             method=_method(service, choices.method),
-            scale=service.attribution_legend(cells) if cells else None,
+            scales=_attribution_scales(service, cells),
         ),
     }
+
+
+def _attribution_scales(service: Service, cells: Mapping[str, AttributionMap]) -> list[Image.Image]:
+    if not cells:
+        return []
+    scales = [service.attribution_legend(cells)]
+    if any(cell.difference is not None for cell in cells.values()):
+        scales.append(service.difference_legend(cells))
+    return scales
 
 
 def _chosen(service: Service, variants: Sequence[str]) -> tuple[VariantInfo, ...]:
@@ -192,14 +206,25 @@ def _chosen(service: Service, variants: Sequence[str]) -> tuple[VariantInfo, ...
     return tuple(known[key] for key in known if key in variants)
 
 
-def _placeholders(infos: Sequence[VariantInfo], choices: Choices) -> Parts:
-    parts = {"predictions": text.PREDICTIONS, "attribution": text.ATTRIBUTION, "chart": text.BURDEN}
+def _placeholders(service: Service, visit: Visit, choices: Choices) -> Parts:
+    assert visit.image is not None
+    parts = {"predictions": text.PREDICTIONS, "chart": text.BURDEN}
+    infos = visit.infos
     return {
         "status": markup.progress(text.WORKING_PREDICT, step=1, steps=STEPS),
         "names": markup.names(infos, before=choices.before),
         "maps": "",
         "sheets": "",
         "costs": "",
+        # As high as what comes, since what stands below would jump when it is filled.
+        "attribution": markup.attributions(
+            # Before retraining the dense model runs, which merges nothing.
+            [replace(info, merges=info.merges and not choices.before) for info in infos],
+            None,
+            {},
+            crop=service.crop(visit.image, choices.variants),
+            method=_method(service, choices.method),
+        ),
     } | {
         part: markup.waiting(title, columns=len(infos), name=part) for part, title in parts.items()
     }

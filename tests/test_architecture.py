@@ -24,7 +24,8 @@ stages fit record complete pipeline verify add study bench __main__
 """
 APP = """
 errors settings text theme images amounts path_integral provider sites registry catalog
-inference attribution quantities burden task render pictures parity comparison service schema
+inference question gradients token_maps removal trust attribution quantities burden task render
+pictures parity agreement comparison service schema
 markup layer_maps chart gallery memory controls api visit ui server __main__
 """
 ORDER = {"nbcore": NBCORE.split(), "app": APP.split()}

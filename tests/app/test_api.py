@@ -91,6 +91,7 @@ def test_predictions_are_those_of_the_service(
             {"class": c.class_name, "prob": c.prob, "change": c.change} for c in cell.top
         ]
         assert found[key]["kl_to_base"] == cell.kl_to_base
+        assert found[key]["base_class"] == cell.base_class
         assert found[key]["provider"] == "CPUExecutionProvider"
 
 
@@ -108,6 +109,33 @@ def test_attributions_explain_the_class_that_was_asked_for(
         with Image.open(cell["picture"]) as picture:
             assert picture.format == "PNG"
             assert np.array_equal(np.asarray(picture), np.asarray(expected[key].picture))
+
+
+def test_maps_come_with_their_trust_and_their_difference_from_dense(
+    client: Client, served: Served, ids: dict[str, str]
+) -> None:
+    chosen = [ids["dense"], ids["none"]]
+    found = client.predict(handle_file(PHOTO), chosen, "gradient_shap", api_name="/attribute")
+    expected = served.service.attribute(photo(served), chosen, "gradient_shap")
+    for key, cell in expected.items():
+        assert cell.removal is not None
+        plain = {
+            "steps": cell.steps,
+            "note": cell.note,
+            "completeness_error": cell.completeness_error,
+            "deletion": cell.removal.deletion,
+            "insertion": cell.removal.insertion,
+            "rank_correlation": cell.rank_correlation,
+            "top_overlap": cell.top_overlap,
+            "served": vars(cell.served),
+        }
+        assert {name: found[key][name] for name in plain} == plain
+    assert found[ids["dense"]]["difference"] is found[ids["dense"]]["difference_picture"] is None
+    drawn = expected[ids["none"]]
+    assert drawn.difference is not None
+    assert found[ids["none"]]["difference"] == drawn.difference.tolist()
+    with Image.open(found[ids["none"]]["difference_picture"]) as picture:
+        assert np.array_equal(np.asarray(picture), np.asarray(drawn.difference_picture))
 
 
 @pytest.mark.parametrize("quantity", ["burden", "load", "residual"])

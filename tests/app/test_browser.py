@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from urllib.parse import urlparse
 
 import numpy as np
 import pytest
+from gradio_client import Client, handle_file
 from PIL import Image
 
-from app.amounts import percent, ratio
+from app.amounts import percent, ratio, signed, small
 from tests.app.folders import ids_by_mitigation
 from tests.app.serving import Served, broken_files, serve
 
@@ -115,7 +117,8 @@ def test_first_view_compares_the_default_models_on_an_example(
     columns = page.query_selector_all("#nb-predictions .nb-cell")
     assert [len(column.query_selector_all("li")) for column in columns] == [5, 5, 5]
     pictures = page.query_selector_all("#nb-attribution img, #nb-maps img")
-    assert len(pictures) == (1 + 3 + 1) + (3 + 1)
+    # The crop, three maps and two differences with a scale each; burden maps with theirs.
+    assert len(pictures) == (1 + 3 + 1) + (2 + 1) + (3 + 1)
     for picture in pictures:
         assert picture.get_attribute("alt")
         assert picture.evaluate("image => image.complete && image.naturalWidth > 0")
@@ -195,6 +198,7 @@ def test_layers_are_reached_by_slider_part_and_chart(visitor: Visitor) -> None:
     page.wait_for_selector("#nb-maps >> text=layer 1, MLP")
     assert page.input_value("#nb-layer input[type=number]") == "1"
     page.click("#nb-sheets button")
+    page.wait_for_selector("#nb-sheets img")
     assert page.locator("#nb-sheets img").count() == 3
     page.wait_for_function(
         "[...document.querySelectorAll('#nb-sheets img')].every(i => i.naturalWidth > 0)"
@@ -216,21 +220,111 @@ def test_before_retraining_runs_the_cut_model(
     assert visitor.page.locator("#nb-chart .nb-null").count() == 0
 
 
+MAP = "#nb-attribution .nb-cell img"
+CHANGED = f"""old => {{
+  const now = document.querySelector('{MAP}');
+  return now && now.src !== old && !document.querySelector('.nb-busy');
+}}"""
+
+
+def facts(visitor: Visitor, name: str) -> list[str]:
+    """One line of the trust stamp, a value a column."""
+    return visitor.texts(f"#nb-attribution [data-fact='{name}'] td")
+
+
 def test_another_method_and_class_redraw_the_maps_only(visitor: Visitor) -> None:
     page = visitor.page
-    before = page.get_attribute("#nb-attribution .nb-cell img", "src")
+    before = page.get_attribute(MAP, "src")
     asked = page.inner_text("#nb-predictions-block")
+    methods = visitor.served.service.attribution_methods()
+    assert page.locator("#nb-method label").count() == len(methods) == 8
     page.click("#nb-method label >> nth=1")
-    page.wait_for_function(
-        "old => { const now = document.querySelector('#nb-attribution .nb-cell img');"
-        " return now && now.src !== old; }",
-        arg=before,
-    )
+    page.wait_for_function(CHANGED, arg=before)
+    assert methods[1].shows in page.inner_text("#nb-attribution")
     target = visitor.served.service.variants()[0].classes[-1]
     page.click("#nb-target input")
     page.click(f"#nb-target [role=option][aria-label='{target}'], li[aria-label='{target}']")
     page.wait_for_selector(f"#nb-attribution >> text=for “{target}”")
     assert page.inner_text("#nb-predictions-block") == asked
+
+
+def test_every_method_of_the_menu_draws_a_map_of_its_own(visitor: Visitor) -> None:
+    page = visitor.page
+    methods = visitor.served.service.attribution_methods()
+    seen = [page.get_attribute(MAP, "src")]
+    for method in methods[1:]:
+        page.click(f"#nb-method input[value='{method.name}']")
+        page.wait_for_function(CHANGED, arg=seen[-1])
+        assert method.sign in page.inner_text("#nb-attribution")
+        seen.append(page.get_attribute(MAP, "src"))
+    assert len(set(seen)) == len(methods)
+    assert visitor.errors == []
+
+
+def test_page_and_api_give_the_same_numbers(
+    visitor: Visitor, served: Served, ids: list[str], photo: Path
+) -> None:
+    visitor.upload(photo)
+    visitor.wait()
+    client = Client(served.url, verbose=False, download_files=False)
+    answer = client.predict(handle_file(str(photo)), ids, api_name="/compare")
+    cells = [answer["attributions"][key] for key in ids]
+    assert facts(visitor, "rank_correlation") == [signed(c["rank_correlation"]) for c in cells]
+    assert facts(visitor, "deletion") == [signed(c["deletion"]) for c in cells]
+    assert facts(visitor, "insertion") == [signed(c["insertion"]) for c in cells]
+    assert facts(visitor, "completeness_error") == [percent(c["completeness_error"]) for c in cells]
+    assert facts(visitor, "top_overlap")[1:] == [percent(c["top_overlap"]) for c in cells[1:]]
+    assert facts(visitor, "parity") == [small(c["served"]["difference"]) for c in cells]
+    assert facts(visitor, "sha256") == [c["served"]["sha256"][:8] for c in cells]
+    said = visitor.texts("#nb-predictions .nb-term")
+    for words, key in zip(said, ids[1:], strict=True):
+        assert f"{answer['predictions'][key]['kl_to_base']:.3f}" in words
+
+
+def test_meanings_are_a_hover_or_a_tab_away(visitor: Visitor) -> None:
+    page = visitor.page
+    name = page.locator("#nb-attribution [data-fact=insertion] .nb-term >> nth=0")
+    tip = name.locator(".nb-tip")
+    assert not tip.is_visible()
+    name.hover()
+    assert tip.is_visible()
+    page.mouse.move(0, 0)
+    name.focus()
+    assert tip.is_visible()
+    assert "probability of the class" in tip.inner_text()
+    box = tip.bounding_box()
+    assert box is not None
+    assert 0 <= box["x"] <= DESKTOP["width"] - box["width"]
+
+
+@pytest.mark.parametrize("window", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_nothing_jumps_while_the_maps_fill_in(
+    browser: Any, served: Served, monkeypatch: pytest.MonkeyPatch, window: dict[str, int]
+) -> None:
+    seen, answer = threading.Event(), served.service.attribute
+
+    def held(*args: Any, **kwargs: Any) -> Any:
+        seen.wait(WAIT_MS / 1000)
+        return answer(*args, **kwargs)
+
+    monkeypatch.setattr(served.service, "attribute", held)
+    context = browser.new_context(viewport=window)
+    page = context.new_page()
+    page.set_default_timeout(WAIT_MS)
+    page.goto(served.url)
+    below = """['burden', 'chart', 'costs'].map((name) =>
+      document.querySelector(`#nb-${name}-block, #nb-${name}-title-block`)
+        .getBoundingClientRect().top + scrollY)"""
+    page.wait_for_selector("#nb-costs tbody td")
+    page.wait_for_selector("#nb-chart .nb-track")
+    page.wait_for_selector(".nb-status >> text=Tracing")
+    waiting = page.evaluate(below)
+    assert page.locator("#nb-attribution .nb-skeleton").count() == 6
+    seen.set()
+    page.wait_for_selector(".nb-done")
+    assert page.locator("#nb-attribution .nb-skeleton").count() == 0
+    assert page.evaluate(below) == pytest.approx(waiting, abs=2)
+    context.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

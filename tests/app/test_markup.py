@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from app import amounts, markup
-from app.service import Prediction, Status, TopClass, VariantInfo
+from app import amounts, markup, text
+from app.question import AttributionMethod, Found
+from app.service import AttributionMap, Prediction, Status, TopClass, VariantInfo
+from app.trust import RemovalScores, Served
 
 
 def info(key: str, *, base: str | None = "d", **changed: object) -> VariantInfo:
@@ -31,6 +34,7 @@ def info(key: str, *, base: str | None = "d", **changed: object) -> VariantInfo:
         "img_size": 32,
         "grid": (4, 4),
         "site_names": ("blocks.0.attn", "blocks.0.mlp"),
+        "merges": False,
         "is_default": True,
     }
     return VariantInfo(**(values | changed))  # type: ignore[arg-type]
@@ -41,6 +45,7 @@ def prediction(key: str, *top: tuple[str, float, float | None]) -> Prediction:
         variant=key,
         top=tuple(TopClass(class_name=n, prob=p, change=c) for n, p, c in top),
         kl_to_base=0.25,
+        base_class="ring",
         provider="CPUExecutionProvider",
         latency_ms=3.42,
         parity=None,
@@ -98,7 +103,7 @@ def test_names_from_a_manifest_cannot_become_markup() -> None:
     assert all(hostile not in page and "&lt;img" in page for page in pages)
 
 
-def test_only_a_column_that_contradicts_its_base_is_marked() -> None:
+def test_a_plain_sentence_says_who_contradicts_dense() -> None:
     infos = (info("d", base=None), info("same"), info("other"))
     cells = {
         "d": prediction("d", ("ring", 0.9, 0.0)),
@@ -106,13 +111,133 @@ def test_only_a_column_that_contradicts_its_base_is_marked() -> None:
         "other": prediction("other", ("star", 0.7, 0.65)),
     }
     columns = markup.predictions(infos, cells, {}).split('class="nb-cell"')[1:]
-    assert ["other answer than dense" in column for column in columns] == [False, False, True]
+    assert ">“d” says ring.</p>" in columns[0]
+    assert ">“same” says ring, as dense does.</p>" in columns[1]
+    assert ">“other” says star; dense said ring.</p>" in columns[2]
+    assert ["nb-other" in column for column in columns] == [False, False, True]
+    assert ["KL divergence 0.250" in column for column in columns] == [False, True, True]
     # The reference has no change against itself to show.
     assert ['nb-change">±0.0' in columns[0], "\u221210.0" in columns[1], "+65.0" in columns[2]] == [
         False,
         True,
         True,
     ]
+
+
+METHOD = AttributionMethod(
+    name="toy",
+    title="Toy",
+    shows="Shows nothing.",
+    sign="Has no sign.",
+    cost="free",
+    signed=True,
+    unit="toys",
+    note=None,
+    compute=lambda _: Found(patches=np.zeros((1, 1))),
+)
+
+
+def attribution(key: str, **changed: object) -> AttributionMap:
+    values = {
+        "variant": key,
+        "method": "toy",
+        "target": "ring",
+        "values": np.zeros((1, 1)),
+        "signed": True,
+        "completeness_error": 0.0123,
+        "steps": 30,
+        "removal": RemovalScores(deletion=0.234, insertion=0.567),
+        "served": Served(provider="CPUExecutionProvider", sha256="9bc1" * 16, difference=7.7e-7),
+        "picture": Image.new("RGB", (8, 8)),
+    }
+    return AttributionMap(**(values | changed))  # type: ignore[arg-type]
+
+
+def facts(page: str, column: int) -> dict[str, str]:
+    """What the lines of the trust stamp say in one column."""
+    rows = re.findall(r'data-fact="(\w+)">(.*?)</tr>', page)
+    return {name: re.findall("<td>(.*?)</td>", row)[column] for name, row in rows}
+
+
+def test_every_map_is_stamped_with_how_far_to_trust_it() -> None:
+    infos = (info("d", base=None), info("p"), info("broken"))
+    shown = attribution(
+        "p",
+        difference=np.zeros((1, 1)),
+        difference_picture=Image.new("RGB", (8, 8)),
+        rank_correlation=-0.25,
+        top_overlap=0.4,
+        completeness_error=None,
+        steps=None,
+        removal=None,
+    )
+    page = markup.attributions(
+        infos,
+        {"d": attribution("d"), "p": shown},
+        {"broken": "broken failed"},
+        crop=Image.new("RGB", (8, 8)),
+        method=METHOD,
+        scales=[Image.new("RGB", (8, 8))] * 2,
+    )
+    assert facts(page, 0) == {
+        "rank_correlation": "–",
+        "top_overlap": "–",
+        "completeness_error": "1.2\u202f%",
+        "deletion": "0.23",
+        "insertion": "0.57",
+        "steps": "30",
+        "parity": "8e-07",
+        "provider": "CPU",
+        "sha256": "9bc19bc1",
+    }
+    assert facts(page, 1) == facts(page, 0) | {
+        "rank_correlation": "\u22120.25",
+        "top_overlap": "40.0\u202f%",
+        "completeness_error": "–",
+        "deletion": "–",
+        "insertion": "–",
+        "steps": "–",
+    }
+    assert set(facts(page, 2).values()) == {"–"}
+    assert page.count("broken failed") == 1
+    assert page.count("minus that of dense") == 1
+    assert text.NO_DIFFERENCE["base"] in page
+    assert "Shows nothing. Has no sign. Cost: free." in page
+
+
+def test_what_is_computed_keeps_its_place() -> None:
+    infos = (info("d", base=None), info("p"))
+    crop = Image.new("RGB", (8, 8))
+    page = markup.attributions(infos, None, {}, crop=crop, method=METHOD)
+    assert page.count("nb-skeleton") == 2 * 2
+    assert page.count("nb-blank") == 2
+    assert set(facts(page, 0).values()) == {"–"}
+
+
+def test_a_note_is_said_once_before_and_after_the_maps_are_there() -> None:
+    infos = (info("d", base=None), info("m", merges=True), info("n", merges=True))
+    method, crop = replace(METHOD, note="it <merges>."), Image.new("RGB", (8, 8))
+    cells = {"d": attribution("d")} | {k: attribution(k, note=method.note) for k in "mn"}
+    for shown in (None, cells):
+        page = markup.attributions(infos, shown, {}, crop=crop, method=method)
+        assert page.count("<b>m; n</b>: it &lt;merges&gt;.") == page.count("&lt;merges&gt;") == 1
+
+
+def test_why_there_is_no_difference() -> None:
+    crop = Image.new("RGB", (8, 8))
+    maps = {"d": attribution("d"), "p": attribution("p", target="star")}
+    for infos, cells, why in (
+        ((info("d", base=None), info("p")), maps, "class"),
+        ((info("p"), info("q")), {"p": maps["p"], "q": maps["p"]}, "missing"),
+    ):
+        page = markup.attributions(infos, cells, {}, crop=crop, method=METHOD)
+        assert text.NO_DIFFERENCE[why] in page
+
+
+def test_the_list_of_methods_says_all_of_each() -> None:
+    page = markup.methods([METHOD])
+    cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", page.split("<tbody>")[1])
+    assert cells == ["Toy", "Shows nothing.", "Has no sign.", "free"]
 
 
 def test_a_failed_variant_says_why_in_its_own_column_only() -> None:

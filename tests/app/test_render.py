@@ -73,9 +73,9 @@ def test_one_scale_for_all_and_one_percent_clipped() -> None:
     outlier[0, 0, 0] = 1e9
     assert burden_scale([outlier], "load").high < 1e9
     assert burden_scale([outlier], "burden").high == 0.5
-    signed = attribution_scale([small, large], signed=True)
+    signed = attribution_scale([small, large], signed=True, title="Score")
     assert (signed.low, signed.high, signed.diverging) == (-3.0, 3.0, True)
-    plain = attribution_scale([small], signed=False)
+    plain = attribution_scale([small], signed=False, title="Score")
     assert (plain.low, plain.high, plain.diverging) == (0.0, pytest.approx(0.3), False)
 
 
@@ -90,7 +90,7 @@ def test_maps_of_nothing_still_have_a_scale() -> None:
     for scale in (
         burden_scale([], "burden"),
         burden_scale([np.zeros((2, 2))], "residual"),
-        attribution_scale([np.zeros((2, 2))], signed=True),
+        attribution_scale([np.zeros((2, 2))], signed=True, title="Score"),
     ):
         assert scale.low < scale.high
         assert np.isfinite(scale.shares(np.zeros(3))).all()
@@ -160,7 +160,7 @@ def test_every_word_can_be_drawn(tmp_path: Path) -> None:
 
     font = ImageFont.load_default(20)
     scales = [burden_scale([np.ones((2, 2))], q) for q in ("burden", "load", "residual")]
-    scales += [attribution_scale([np.ones((2, 2))], signed=s) for s in (True, False)]
+    scales += [attribution_scale([np.ones((2, 2))], signed=s, title="Score") for s in (True, False)]
     texts = [t for s in scales for t in (s.title, s.low_words, s.high_words)]
     texts += [label for s in scales for _, label in s.ticks]
     missing = bytes(font.getmask("\ufffe"))

@@ -9,15 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from scipy.stats import spearmanr
 
 from app import pictures, render
+from app.attribution import ATTRIBUTIONS
 from app.catalog import catalog, default_ids
 from app.comparison import difference
 from app.errors import UserError
+from app.question import Found, Question
+from app.registry import Model
 from app.service import AttributionMap, Prediction, Service, TopClass
 from app.settings import Settings
+from app.trust import Served, removal_scores
 from nbcore.checkpoint import Variant, read_manifest
 from nbcore.preprocessing import preprocess, to_array
 from tests.app.folders import (
@@ -128,6 +134,7 @@ def test_predictions_are_those_of_the_graphs(
         assert [c.change for c in cell.top] == pytest.approx(probs[best] - base[best])
         wanted = (base * np.log(base / probs)).sum()
         assert cell.kl_to_base == pytest.approx(wanted, abs=1e-9)
+        assert cell.base_class == classes[base.argmax()]
 
 
 def test_before_retraining_is_dense_cut_live(
@@ -169,6 +176,128 @@ def test_notes_say_what_the_reader_must_know(
     found = service.attribute(photo, list(ids.values()), "saliency")
     assert "merges were held together" in str(found[ids["token_merging"]].note)
     assert found[ids["none"]].note is found[ids["dense"]].note is None
+
+
+def test_maps_are_held_against_the_dense_models(
+    service: Service, photo: Image.Image, ids: dict[str, str]
+) -> None:
+    every = list(ids.values())
+    found = service.attribute(photo, every, "input_x_gradient")
+    base = found[ids["dense"]]
+    assert (base.difference, base.rank_correlation, base.top_overlap) == (None, None, None)
+    assert base.difference_picture is None
+    for name in ("none", "handoff", "token_merging"):
+        cell = found[ids[name]]
+        assert cell.difference is not None
+        assert np.array_equal(cell.difference, cell.values - base.values)
+        assert cell.rank_correlation == spearmanr(cell.values.ravel(), base.values.ravel())[0]
+        assert cell.top_overlap is not None
+        assert 0 <= cell.top_overlap <= 1
+    # Without dense, or with dense explained for another class, there is nothing to subtract.
+    assert service.attribute(photo, every[1:], "saliency")[every[1]].difference is None
+    own = service.attribute(photo, every, "saliency", "own")
+    targets = {key: cell.target for key, cell in own.items()}
+    for key in every[1:]:
+        same = targets[key] == targets[ids["dense"]]
+        assert (own[key].difference is not None) == same
+
+
+def test_differences_share_a_scale(
+    service: Service, photo: Image.Image, ids: dict[str, str]
+) -> None:
+    found = service.attribute(photo, list(ids.values()), "saliency")
+    scale = pictures.difference_scale(found)
+    assert scale.low == -scale.high
+    crop = service.crop(photo)
+    for key, cell in found.items():
+        if key != ids["dense"]:
+            assert cell.difference is not None
+            wanted = render.heatmap(crop, cell.difference, scale)
+            assert np.array_equal(np.asarray(cell.difference_picture), np.asarray(wanted))
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_every_map_says_which_file_was_explained(
+    service: Service, photo: Image.Image, ids: dict[str, str], before: bool
+) -> None:
+    found = service.attribute(photo, list(ids.values()), "saliency", before_retraining=before)
+    image = to_array(service.crop(photo))
+    for key, cell in found.items():
+        ran = service.registry[ids["dense"] if before else key]
+        assert cell.served.sha256 == ran.variant.files["onnx"].sha256
+        assert cell.served.provider == "CPUExecutionProvider"
+        # Rounding differs between the two runtimes, so an exact zero would be no comparison.
+        assert 0 < cell.served.difference < 1e-4
+    dense = service.registry[ids["dense"]]
+    output = service.predictor.run(dense, image)
+    with dense.twin() as twin, torch.no_grad():
+        logits = twin.model(torch.from_numpy(image)[None])[0].numpy()
+    wanted = float(np.abs(logits - output.logits).max())
+    assert found[ids["dense"]].served.difference == wanted
+
+
+def test_removal_scores_are_of_the_model_that_is_explained(
+    service: Service, photo: Image.Image, ids: dict[str, str]
+) -> None:
+    found = service.attribute(photo, [ids["dense"], ids["none"]], "saliency")
+    image = to_array(service.crop(photo))
+    for key, cell in found.items():
+        model = service.registry[key]
+        index = model.variant.classes.index(cell.target)
+
+        def served(images: np.ndarray, model: Model = model) -> np.ndarray:
+            runs = [service.predictor.run(model, each).logits for each in images]
+            return np.stack(runs)
+
+        wanted = removal_scores(served, image, cell.values, index, model.variant.patch_size)
+        assert wanted is not None
+        assert cell.removal is not None
+        assert cell.removal.deletion == pytest.approx(wanted.deletion, abs=1e-6)
+        assert cell.removal.insertion == pytest.approx(wanted.insertion, abs=1e-6)
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, service: Service, failing: set[str]) -> None:
+    """Make saliency fail on some variants."""
+    entry = ATTRIBUTIONS["saliency"]
+    twins = []
+    for key in failing:
+        with service.registry[key].twin() as twin:
+            twins.append(twin.model)
+
+    def compute(question: Question) -> Found:
+        if any(question.model is twin for twin in twins):
+            raise RuntimeError("planted")
+        return entry.compute(question)
+
+    monkeypatch.setitem(ATTRIBUTIONS._entries, "saliency", replace(entry, compute=compute))
+
+
+def test_a_failing_method_takes_down_its_own_cell_only(
+    service: Service, photo: Image.Image, ids: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three = [ids["dense"], ids["none"], ids["handoff"]]
+    whole = service.attribute(photo, three, "saliency")
+    plant(monkeypatch, service, {ids["none"]})
+    found = service.attribute(photo, three, "saliency")
+    assert list(found) == [ids["dense"], ids["handoff"]]
+    assert found.failures == {ids["none"]: f"{ids['none']} failed; the server's log says why."}
+    for key, cell in found.items():
+        assert np.array_equal(cell.values, whole[key].values)
+        assert cell.rank_correlation == whole[key].rank_correlation
+
+
+def test_a_method_that_fails_everywhere_leaves_the_other_answers(
+    service: Service, photo: Image.Image, ids: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = [ids["dense"], ids["none"]]
+    plant(monkeypatch, service, set(two))
+    found = service.compare(photo, two, "saliency")
+    assert (list(found.predictions), list(found.burdens)) == (two, two)
+    assert found.attributions == {}
+    assert set(found.failures) == set(two)
+    assert found.differences[ids["none"]].attribution_rank_correlation is None
+    with pytest.raises(UserError, match="failed; the server's log says why"):
+        service.attribute(photo, two, "saliency")
 
 
 def test_pictures_of_one_call_share_a_scale(
@@ -226,13 +355,17 @@ def test_a_difference_by_hand() -> None:
             signed=True,
             completeness_error=None,
             steps=None,
-            note=None,
+            removal=None,
+            served=Served(provider="", sha256="", difference=0.0),
+            rank_correlation=0.5,
+            top_overlap=0.25,
         )
 
     prediction = Prediction(
         variant="v",
         top=(TopClass(class_name="cat", prob=0.6, change=0.1),),
         kl_to_base=0.25,
+        base_class="dog",
         provider="",
         latency_ms=1.0,
         parity=None,
@@ -240,6 +373,7 @@ def test_a_difference_by_hand() -> None:
     # (3, 4) . (4, 3) / (5 * 5) = 24 / 25
     found = difference(prediction, "dog", (shown("cat", 3, 4), shown("cat", 4, 3)), None)
     assert found.attribution_cosine == pytest.approx(0.96)
+    assert (found.attribution_rank_correlation, found.attribution_top_overlap) == (0.5, 0.25)
     assert (found.same_class, found.kl_to_base) == (False, 0.25)
     assert (found.largest_burden, found.largest_burden_site) == (None, None)
     for maps in (
@@ -268,6 +402,8 @@ def test_a_comparison_is_its_parts(
         values = maps[key].values.ravel()
         cosine = values @ base / np.sqrt((values @ values) * (base @ base))
         assert cell.attribution_cosine == pytest.approx(cosine)
+        assert cell.attribution_rank_correlation == maps[key].rank_correlation
+        assert cell.attribution_top_overlap == maps[key].top_overlap
         assert cell.largest_burden == max(burdens[key].values)  # type: ignore[type-var]
         index = burdens[key].values.index(cell.largest_burden)
         assert cell.largest_burden_site == burdens[key].site_names[index]
@@ -282,7 +418,7 @@ def test_a_comparison_is_its_parts(
         (lambda s, p: s.predict(p, ["nope"]), "unknown variant 'nope'; available: "),
         (lambda s, p: s.predict(p, []), "Choose at least one variant."),
         (lambda s, p: s.predict(p, top_k=0), "top_k must be a whole number of at least 1, got 0"),
-        (lambda s, p: s.attribute(p, method="x"), "unknown method 'x'; available: input_x_gradi"),
+        (lambda s, p: s.attribute(p, method="x"), "unknown method 'x'; available: attention_roll"),
         (lambda s, p: s.attribute(p, target="cat"), "unknown target 'cat'; available: base, own, "),
         (lambda s, p: s.burden(p, quantity="x"), "unknown quantity 'x'; available: burden, load"),
         (lambda s, p: s.load_image(b"x"), "not a picture"),
@@ -335,7 +471,7 @@ def test_without_its_base_a_variant_predicts_without_burden(
     service = serve(folder)
     found = service.compare(photo, [ids["none"]], "saliency")
     prediction = found.predictions[ids["none"]]
-    assert prediction.kl_to_base is None
+    assert prediction.kl_to_base is prediction.base_class is None
     assert prediction.top[0].change is None
     assert found.burdens[ids["none"]].maps is None
     assert "dense base cannot be used" in str(found.burdens[ids["none"]].reason)
@@ -428,11 +564,13 @@ def test_numbers_do_not_change_under_load(
     every = list(ids.values())
 
     def numbers() -> list[object]:
-        maps = service.attribute(photo, every, "saliency")
+        # Methods that hook the twins, draw random numbers, and run the files that predict too.
+        names = ("grad_cam", "smoothgrad", "occlusion")
+        maps = [service.attribute(photo, every, name) for name in names]
         tops = service.predict(photo, every)
         burdens = service.burden(photo, every, "residual")
         return [
-            [cell.values.tolist() for cell in maps.values()],
+            [cell.values.tolist() for found in maps for cell in found.values()],
             [cell.top for cell in tops.values()],
             [cell.values for cell in burdens.values()],
         ]
@@ -442,7 +580,7 @@ def test_numbers_do_not_change_under_load(
 
     def ask() -> None:
         together.wait()
-        for _ in range(3):
+        for _ in range(2):
             found.append(numbers())
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
@@ -450,5 +588,5 @@ def test_numbers_do_not_change_under_load(
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 12
+    assert len(found) == 8
     assert all(each == wanted for each in found)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from app import visit
-from app.errors import UserError
+from app.errors import NoAnswerError, UserError
 from app.markup import picture
 from app.service import Service
 from app.sites import layer_and_kind, site_words
@@ -95,6 +95,25 @@ def test_the_newer_attribution_replaces_one_that_is_under_way(
     monkeypatch.setattr(service, "attribute", interrupted)
     assert list(visit.attributions(service, state)) == []
     assert len(newer) == 1
+
+
+def test_a_failing_method_leaves_the_rest_of_the_page(
+    service: Service,
+    choices: Callable[..., Choices],
+    ids: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise NoAnswerError(dict.fromkeys(ids, "planted <sentence>"))
+
+    monkeypatch.setattr(service, "attribute", fail)
+    page: dict[str, Any] = {}
+    for parts in visit.compare(service, Visit(), photo, choices()):
+        page |= parts
+    assert page["attribution"].count("planted &lt;sentence&gt;") == len(ids)
+    assert "nb-skeleton" not in page["attribution"]
+    assert all(page[name] for name in ("predictions", "chart", "maps", "costs"))
+    assert "Done in" in page["status"]
 
 
 def test_a_refused_photo_clears_the_page_and_says_why(
