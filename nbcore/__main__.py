@@ -414,6 +414,7 @@ def _measure(options: argparse.Namespace) -> int:
     )
     print(
         f"{'site':18s}{'burden':>9s}{'null':>9s}{'select':>9s}{'takeover':>9s}{'residual':>9s}{'stream':>9s}"
+        f"{'occupied':>9s}"
     )
     rows = (
         report.burden,
@@ -422,6 +423,7 @@ def _measure(options: argparse.Namespace) -> int:
         report.takeover,
         report.residual,
         report.stream,
+        report.occupancy,
     )
     for site, *values in zip(report.sites, *rows, strict=True):
         print(f"{site:18s}" + "".join(f"{'-' if v is None else f'{v:.3f}':>9s}" for v in values))

@@ -174,6 +174,10 @@ class BurdenReport:
     """Relative squared error of the output of the site's block."""
     cost: tuple[float, ...]
     """residual + 0.25 (burden² - 1)+."""
+    occupancy: tuple[float | None, ...] = ()
+    """Share of the pruned model's survivors that vary independently; MLP only, None for heads."""
+    occupancy_dense: tuple[float | None, ...] = ()
+    """The same of the same units in the dense model."""
 
 
 def sum_to_sites(unit_load: Tensor, num_units: Sequence[int]) -> Tensor:
@@ -243,6 +247,19 @@ def residual(dense: Tensor, pruned: Tensor) -> tuple[Tensor, Tensor]:
     error = error - error.mean(-1, keepdim=True)
     uniform = token_weights(dense.shape[1], Tokens(), dense)
     return error.pow(2).sum(-1), stream_power(dense, uniform)
+
+
+def occupancy(covariance: Tensor) -> Tensor:
+    """Participation ratio of contributions over their number: 1 where all units vary
+    independently and alike, 1/n where they all say the same. A diagnostic.
+
+    Args:
+        covariance: K of the contributions of a site's n units, up to a factor [n, n].
+
+    Returns:
+        (tr K)² / tr(K²) / n, a scalar; not a number where nothing varies.
+    """
+    return covariance.trace().pow(2) / covariance.pow(2).sum() / len(covariance)
 
 
 def cost(residual: Tensor, burden: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ it."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,10 +16,12 @@ from nbcore.burden import (
     MeteredViT,
     PooledLoads,
     cost,
+    occupancy,
     pooled_site_loads,
     residual,
     selection_factor,
     takeover,
+    token_weights,
 )
 from nbcore.macs import macs_of
 from nbcore.preprocessing import as_input
@@ -57,6 +59,8 @@ class _Outputs:
     survivors: list[Tensor] = field(default_factory=list)
     removed: list[Tensor] = field(default_factory=list)
     blocks: list[Tensor] = field(default_factory=list)
+    covariances: list[Tensor | None] = field(default_factory=list)
+    """Of the survivors' contributions, summed over images; None for heads."""
 
 
 @torch.no_grad()
@@ -112,6 +116,8 @@ def measure_burden(
     sums = {name: _Sums() for name in ("dense", "cut", "pruned")}
     taken = torch.zeros(len(kept), 2, dtype=torch.float64, device=device)
     missed = torch.zeros(len(kept) // 2, 2, dtype=torch.float64, device=device)
+    none = torch.zeros((), dtype=torch.float64, device=device)
+    spreads = ([none] * len(kept), [none] * len(kept))
     for batch in tqdm(images.split(batch_size), desc="measure burden", unit="batch"):
         x = as_input(batch.to(device))
         for name, model, gate in (
@@ -122,13 +128,22 @@ def measure_burden(
             _, unit_load, _, stream, *_ = model(x, gate)
             sums[name].add(unit_load, stream, _site_of_unit(model.model))
         before, after = _outputs(dense, kept, x), _outputs(pruned, None, x)
+        for found, total in zip((before, after), spreads, strict=True):
+            for site, spread in enumerate(found.covariances):
+                if spread is not None:
+                    total[site] = total[site] + spread
         for site in range(len(kept)):
             pair = takeover(after.survivors[site] - before.survivors[site], before.removed[site])
             taken[site] += torch.stack(pair).double()
         for block, (one, two) in enumerate(zip(before.blocks, after.blocks, strict=True)):
             error, power = residual(one, two)
             missed[block] += torch.stack([error.mean(1).sum(), power.sum()]).double()
-    return _report(dense, pruned, kept, sums, taken, missed)
+    report = _report(dense, pruned, kept, sums, taken, missed)
+    before_after = [
+        tuple(occupancy(spread).item() if spread.ndim else None for spread in total)
+        for total in spreads
+    ]
+    return replace(report, occupancy_dense=before_after[0], occupancy=before_after[1])
 
 
 def _report(
@@ -179,6 +194,10 @@ def _outputs(metered: MeteredViT, kept: Sequence[Tensor] | None, x: Tensor) -> _
             units, width = units.transpose(1, 2).flatten(2), model.arch.head_dim
         else:
             units, width = own - metered.means[site], 1
+        chosen = None if kept is None else kept[site]
+        found.covariances.append(
+            None if own.ndim == 4 else _covariance(units, weight, tokens, chosen)
+        )
         if kept is None:
             found.survivors.append(unmerge(units @ weight.T, tokens))
             return
@@ -193,6 +212,24 @@ def _outputs(metered: MeteredViT, kept: Sequence[Tensor] | None, x: Tensor) -> _
 
     model(x, tap=tap, block_tap=block_tap)
     return found
+
+
+def _covariance(units: Tensor, weight: Tensor, tokens: Tokens, survivors: Tensor | None) -> Tensor:
+    """Sum over images of the mean over patches of a aᵀ, a = (h - mu) ||C W2[:, u]||, in double
+    precision [n, n].
+
+    Args:
+        units: h - mu [B, T, M].
+        weight: C W2 [D, M].
+        tokens: What the tokens stand for.
+        survivors: Indices of the units that count; None means all.
+    """
+    contributions = units * weight.norm(dim=0)
+    if survivors is not None:
+        contributions = contributions[..., survivors]
+    weights = token_weights(units.shape[1], tokens, units).expand(len(units), -1)
+    weighted = (contributions * weights[..., None]).flatten(0, 1)
+    return (weighted.T @ contributions.flatten(0, 1)).double()
 
 
 def mean_over_sites(

@@ -63,6 +63,8 @@ def site_rows(
             "takeover": as_text(report.takeover[i]),
             "residual": as_text(report.residual[i]),
             "stream": as_text(report.stream[i]),
+            "occupancy": as_text(report.occupancy[i]),
+            "occupancy_dense": as_text(report.occupancy_dense[i]),
         }
         for i, site in enumerate(dense.sites)
     ]

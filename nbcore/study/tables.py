@@ -57,6 +57,8 @@ SITE_COLUMNS = (
     "takeover",
     "residual",
     "stream",
+    "occupancy",
+    "occupancy_dense",
 )
 HISTORY_COLUMNS = (
     *ARM_COLUMNS,

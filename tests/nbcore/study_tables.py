@@ -97,6 +97,8 @@ def _run(
                     "takeover": "" if whole else as_text(0.4),
                     "residual": as_text(0.2 * np.exp(own_excess + 0.1 * position)),
                     "stream": as_text(0.9),
+                    "occupancy": "",
+                    "occupancy_dense": "",
                 }
             )
         for name in ("burden", "burden_null", "burden_dense_plus", "residual"):

@@ -18,6 +18,7 @@ from nbcore.burden import (
     calibrate,
     centred_gram,
     cost,
+    occupancy,
     pooled_site_loads,
     residual,
     selection_factor,
@@ -297,3 +298,17 @@ def test_the_burden_map_floors_empty_patches() -> None:
     # log2 4, log2 0.08/0.32, log2 0.16/0.08, log2 0.08/0.08.
     found = burden_map(pruned, dense, torch.tensor([[8.0]]))
     close(found, torch.tensor([[[2.0, -2, 1, 0]]]), 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("covariance", "expected"),
+    [
+        ([[2.0, 0.0], [0.0, 2.0]], 1.0),  # (2 + 2)² / (4 + 4) / 2
+        ([[1.0, 1.0], [1.0, 1.0]], 0.5),  # (1 + 1)² / 4 / 2: both say the same
+        ([[3.0, 0.0], [0.0, 1.0]], 0.8),  # 16 / 10 / 2
+    ],
+)
+def test_occupancy_by_hand(covariance: list[list[float]], expected: float) -> None:
+    spread = torch.tensor(covariance, dtype=torch.float64)
+    assert occupancy(spread).item() == pytest.approx(expected)
+    assert occupancy(7 * spread).item() == pytest.approx(expected)

@@ -23,6 +23,8 @@ IMAGES = torch.randint(
     256, (5, 3, 32, 32), generator=torch.Generator().manual_seed(5), dtype=torch.uint8
 )
 NAMES = ("burden", "burden_null", "selection", "stream", "takeover", "residual", "cost")
+OCCUPANCY = ("occupancy", "occupancy_dense")
+"""Defined for the MLPs only, every second site."""
 
 
 def survivors(keep_less: list[int], total: int = 40) -> Tensor:
@@ -117,6 +119,35 @@ def test_burden_selection_and_stream_from_the_loads() -> None:
     again = measure_burden(dense, pruned, kept, IMAGES, batch_size=5)
     for name in NAMES:
         assert getattr(again, name) == pytest.approx(getattr(report, name), rel=1e-9)
+
+
+def test_occupancy_is_that_of_the_survivors_contributions() -> None:
+    dense = metered(tiny())
+    pruned, kept = pruned_from(dense, survivors([0, 4, 5, 6, 22, 25, 39]))
+    randomise(pruned.model, 3)
+    report = measure_burden(dense, pruned, kept, IMAGES, batch_size=2)
+    assert report.occupancy[::2] == report.occupancy_dense[::2] == (None, None)
+    for twin, found, chosen in (
+        (dense, report.occupancy_dense, kept),
+        (pruned, report.occupancy, [torch.arange(len(units)) for units in kept]),
+    ):
+        for site in (1, 3):
+            # Rows of patches: one unit's column is its activation times the norm of what it writes.
+            weight = twin.model.write_weight(site)
+            hidden: list[Tensor] = []
+
+            def tap(
+                index: int, stream: Tensor, own: Tensor, tokens: Tokens, site: int = site
+            ) -> None:
+                if index == site:
+                    patches = own[:, twin.model.num_prefix_tokens :]  # noqa: B023
+                    hidden.append(patches.flatten(0, 1))  # noqa: B023
+
+            twin.model(as_input(IMAGES).double(), tap=tap)
+            rows = (hidden[0] - twin.means[site]) * (weight - weight.mean(0)).norm(dim=0)
+            eigenvalues = torch.linalg.eigvalsh(rows[:, chosen[site]].T @ rows[:, chosen[site]])
+            wanted = eigenvalues.sum() ** 2 / (eigenvalues**2).sum() / len(chosen[site])
+            assert found[site] == pytest.approx(wanted.item(), rel=1e-9)
 
 
 def written(twin: MeteredViT, site: int, chosen: Tensor | None = None) -> Tensor:
@@ -220,6 +251,10 @@ def test_controls_move_no_number(
     for name in NAMES:
         assert getattr(both, name) == pytest.approx(getattr(report, name), rel=1e-8), name
     one = measure_burden(dense, altered_pruned, kept, IMAGES)
+    for name in OCCUPANCY:
+        for found in (both, one):
+            wanted = getattr(report, name)[1::2]
+            assert getattr(found, name)[1::2] == pytest.approx(wanted, rel=1e-8), name
     # A rescaled stream of the pruned model alone is another output, but no other burden.
     same = ("burden", "burden_null", "selection") if control is scaled_stream else NAMES
     for name in same:
@@ -257,4 +292,4 @@ def test_means_over_sites_weigh_the_macs_removed() -> None:
     )
     assert set(nothing.values()) == {None}
     assert set(nothing) == set(NAMES)
-    assert len(astuple(report)) == len(NAMES) + 1
+    assert len(astuple(report)) == 1 + len(NAMES) + len(OCCUPANCY)

@@ -111,7 +111,7 @@ def test_measure_prints_a_row_for_each_site(
 ) -> None:
     assert call("measure", CHILD, "--checkpoints", folder) == 0
     rows = capsys.readouterr().out.splitlines()
-    columns = ["burden", "null", "select", "takeover", "residual", "stream"]
+    columns = ["burden", "null", "select", "takeover", "residual", "stream", "occupied"]
     assert rows[0].split() == ["site", *columns]
     sites = read_manifest(folder)[CHILD].sites
     assert [row.split()[0] for row in rows[1:]] == [site.name for site in sites]

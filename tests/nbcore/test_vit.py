@@ -172,8 +172,14 @@ def test_a_mask_equals_gates_of_zero_and_one() -> None:
     model = tiny()
     keep = torch.arange(model.num_units) % 3 != 0
     wanted = model(pictures(), keep[None].double())
+    gate = torch.linspace(0.5, 1.5, model.num_units, dtype=torch.float64)[None]
+    both = model(pictures(), gate * keep)
     model.set_keep(keep)
     close(model(pictures()), wanted, 0)
+    # A gate of one's own multiplies the mask, unless it is to replace it.
+    close(model(pictures(), gate), both, 0)
+    close(model(pictures(), keep[None].double(), replace_mask=True), wanted, 0)
+    assert (model(pictures(), gate, replace_mask=True) - both).abs().max() > 1e-3
     with pytest.raises(ValueError, match=r"shape \(40,\), got \(39,\)"):
         model.set_keep(keep[:-1])
 
