@@ -215,7 +215,8 @@ class PruneConfig:
     updates: int = 30
     """Number of steps at which units are removed between start and end."""
     freeze: float = 0.8
-    """Share of the training steps after which masks stay as they are, where units may return."""
+    """Share of the training steps after which masks stay as they are, where units may return; if it
+    is not later than `end`, they stay as the last removal left them."""
 
     def __post_init__(self) -> None:
         _require(0 < self.macs_ratio < 1, f"macs_ratio must lie in (0, 1), got {self.macs_ratio}")
@@ -225,8 +226,8 @@ class PruneConfig:
         )
         _require(self.updates >= 1, f"updates must be >= 1, got {self.updates}")
         _require(
-            self.end <= self.freeze <= 1 or self.freeze == 0.8,
-            f"freeze must lie in [end, 1], got end={self.end}, freeze={self.freeze}",
+            0 < self.freeze <= 1,
+            f"freeze must lie in (0, 1], got {self.freeze}",
         )
 
 

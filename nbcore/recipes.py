@@ -167,10 +167,8 @@ def imagenette_vit_tiny_taught() -> tuple[RunConfig, ...]:
     """As `imagenette-vit-tiny`, its dense model with a convolutional teacher and for longer.
 
     Command: python -m nbcore run imagenette-vit-tiny-taught --data DIR
-    Time: not run to its end yet; the teacher takes 100 s of one H100, an epoch of the dense model 1
-        to 1.3 s.
-    Expected: not known yet; the teacher stood at 0.90 on the validation split after half of its
-        epochs.
+    Time: not run to its end yet.
+    Expected: not known yet.
     """
     dense, arm, *_ = imagenette_vit_tiny()
     train = replace(

@@ -58,13 +58,14 @@ def write_report(study: StudyConfig, out: Path) -> Path:
     if runs.empty:
         raise ValueError(f"no finished run in {out / 'runs.csv'}; run `{study.command}` first")
     summary = summarise(runs)
-    csv = summary.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    write_atomically(out / "summary.csv", csv)
+    if not study.settings:
+        csv = summary.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        write_atomically(out / "summary.csv", csv)
     failures = Table(out / "failures.csv", FAILURE_COLUMNS).read()
     lines = [
         *_opening(study, runs),
         *(tuning_section(study, runs) if study.settings else _findings(study, frames, out)),
-        *_table(summary),
+        *(() if study.settings else _table(summary)),
         *_account(study, runs, failures),
         *_method(study),
     ]
@@ -127,7 +128,8 @@ def _opening(study: StudyConfig, runs: pd.DataFrame) -> Iterator[str]:
     )
     yield f"- Devices: {_listed(sorted(set(runs['device'])))}."
     yield f"- Commits: {_listed(sorted(set(runs['commit'])))}."
-    yield from _accuracies(runs)
+    if not study.settings:  # What serves to choose shows no test figure.
+        yield from _accuracies(runs)
     for note in study.notes:
         yield f"- {note}"
     yield ""

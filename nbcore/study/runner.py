@@ -235,7 +235,8 @@ def _attend(
         outcome = report.outcome
         tables.add(outcome.run, outcome.sites, outcome.history)
         bar.update()
-        bar.set_postfix_str(f"{task.arm.key} {outcome.run['top1']:.4f}")
+        # Not the test figure: who watches a study also changes it.
+        bar.set_postfix_str(f"{task.arm.key} validation {outcome.run['val_top1']:.4f}")
     schedule.succeeded(task)
 
 

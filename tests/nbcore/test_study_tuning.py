@@ -74,3 +74,7 @@ def test_the_report_of_a_tuning_study_shows_trials_and_tests_no_claim(tmp_path: 
     assert "## Claims" not in text
     assert "are in the tables, 0 failed, 0 were not run" in text
     assert not (tmp_path / "figures").exists()
+    # Who chooses sees no test figure.
+    assert "## All arms" not in text
+    assert "test top-1" not in text.lower()
+    assert not (tmp_path / "summary.csv").exists()
