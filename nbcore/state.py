@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from nbcore.config import TrainConfig
 from nbcore.distributed import Processes
+from nbcore.graphed import GraphedTraining
 from nbcore.masking import Masking
 from nbcore.mitigation import Mitigation
 from nbcore.pruning import Pruner
@@ -40,15 +41,21 @@ def training_forward(model: PrunableViT, *, with_blocks: bool, compiled: bool) -
     Args:
         model: To be trained.
         with_blocks: Whether block outputs are wanted.
-        compiled: Whether stem and blocks are compiled. One graph serves all blocks of equal width,
-            and all models of a process.
+        compiled: Whether stem and blocks are compiled. What is compiled serves all blocks of equal
+            width, and all models of a process. Where nothing is gated or merged, a CUDA graph runs
+            them.
     """
     parts = compiled_parts() if compiled else Parts()
     prefix = model.num_prefix_tokens
+    graphed = None
+    if compiled and not with_blocks and model.merge is None:
+        graphed = GraphedTraining(model, lambda images: model(images, parts=parts))
 
     def forward(
         images: Tensor, gate: Tensor | None, replace_mask: bool
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if graphed is not None and gate is None and not model.masked:
+            return graphed(images), ()
         blocks: list[Tensor] = []
 
         def block_tap(block: int, output: Tensor, tokens: Tokens) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from nbcore.config import TeacherConfig
 from nbcore.data import Dataset
 from nbcore.distributed import ALONE, Processes
 from nbcore.evaluate import split_accuracy
+from nbcore.graphed import GraphedTraining
 from nbcore.state import SEED_STRIDE, WeightAverage
 from nbcore.train import learning_rate, soft_targets, steps_per_epoch
 
@@ -129,6 +131,9 @@ def train_teacher(
         generator.set_state(state["generator"].cpu())
         mix_generator.set_state(state["mix_generator"].cpu())
         done = state["epoch"]
+    forward: Callable[[Tensor], Tensor] = model
+    if device.type == "cuda":
+        forward = GraphedTraining(model, model)
     sides = [side for side, epochs in train.epochs for _ in range(epochs)]
     hide = not processes.is_first
     with tqdm(total=len(sides), initial=done, desc=title, unit="epoch", disable=hide) as bar:
@@ -145,8 +150,7 @@ def train_teacher(
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(step, total, per_epoch, train)
                 optimizer.zero_grad(set_to_none=True)
-                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                    logits = model(x)
+                logits = forward(x)
                 F.cross_entropy(logits.float(), soft).backward()
                 processes.average_gradients_(model)
                 nn.utils.clip_grad_norm_(model.parameters(), train.clip_grad)

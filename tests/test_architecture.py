@@ -18,15 +18,15 @@ from tests.sources import ROOT, Rule, Source, parse, python_files, read
 # rebuild a model and before `export`, since it is the contract that an export fills. `pipeline`
 # tells the story whose chapters are `stages`, `fit`, `record` and `complete`.
 NBCORE = """
-registry config distributed recipes preprocessing data augment vit masking macs burden pruning
-mitigation evaluate state history train teacher measure compact checkpoint parity export provenance
+registry config distributed recipes preprocessing data augment vit graphed masking macs burden
+pruning mitigation evaluate state history train teacher measure compact checkpoint parity export provenance
 stages fit record complete pipeline verify add study bench __main__
 """
 APP = """
 errors settings text theme images amounts path_integral provider sites registry catalog
 inference question gradients token_maps removal trust attribution quantities burden task render
 pictures parity agreement comparison service schema
-markup layer_maps chart gallery memory controls api visit ui server __main__
+markup layer_maps chart gallery memory controls api tabs visit ui server __main__
 """
 ORDER = {"nbcore": NBCORE.split(), "app": APP.split()}
 APP_MAY_READ = {"checkpoint", "vit", "compact", "burden", "preprocessing", "registry"}
