@@ -97,6 +97,9 @@ def write_onnx(metered: MeteredViT, path: Path, *, name: str) -> None:
         )
     assert program is not None
     graph = program.model_proto
+    for node in graph.graph.node:
+        # The exporter's stack traces: a megabyte of paths of this machine.
+        del node.metadata_props[:]
     _add_default_gates(graph, units)
     _store_half(graph)
     for key, value in {

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from nbcore.config import DataConfig, ModelConfig, PruneConfig, TrainConfig
-from nbcore.recipes import AVERAGED, RECIPES
+from nbcore.recipes import AVERAGED, PHOTO_OPTIONS, PHOTO_PRUNING, RECIPES
 from nbcore.registry import Registry
 from nbcore.study.grid import DENSE_PLUS, TWIN, WEIGHTS, Block, StudyConfig, Wave
 
@@ -212,37 +212,25 @@ def imagenette_vit_tiny() -> StudyConfig:
     dense, first, *_ = RECIPES["imagenette-vit-tiny"]()
     best = "token_merging+handoff"
     mitigations = ("none", "published", best, "distillation", f"{best}+distillation")
-    core = (
-        Block(hosts=("taylor", "s2vite", "magnitude"), mitigations=mitigations, ratios=(0.25,)),
-        _control(mitigations),
-    )
-    half = (Block(hosts=("taylor",), mitigations=mitigations, ratios=(0.5,)),)
-    more = (Block(hosts=("movement",), mitigations=mitigations, ratios=(0.25,)),)
+
+    def pruned(hosts: tuple[str, ...], ratio: float) -> Block:
+        return Block(hosts=hosts, mitigations=mitigations, ratios=(ratio,))
+
+    core = (pruned(("taylor", "s2vite", "magnitude"), 0.25), _control(mitigations))
+    seeds = (0, 1, 2)
     return StudyConfig(
         name="imagenette-vit-tiny",
         data=dense.data,
         model=dense.model,
         dense=dense.train,
         fork=f"checkpoints/{dense.id}",
-        arm=replace(
-            first.train,
-            epochs=((224, 12),),
-            batch_size=512,
-            warmup_epochs=0.5,
-            ema_decay=0.99,
-            record_every=20,
-        ),
-        prune=PruneConfig(pruner="taylor", macs_ratio=0.5, updates=10),
-        mitigation_options={
-            "token_merging": {"block": 4, "r": 64},
-            "persistent_dynamic": {"fade": 12, "margin": 1.0},
-            "handoff": {"ridge": 0.3},
-            "distillation": {"weight": 2.0, "temperature": 2.0},
-        },
+        arm=replace(first.train, epochs=((160, 8), (224, 4)), ema_decay=0.995),
+        prune=PHOTO_PRUNING,
+        mitigation_options=PHOTO_OPTIONS,
         waves=(
-            Wave(seeds=(0, 1, 2), blocks=core),
-            Wave(seeds=(0, 1, 2), blocks=half),
-            Wave(seeds=(0, 1, 2), blocks=more),
+            Wave(seeds=seeds, blocks=core),
+            Wave(seeds=seeds, blocks=(pruned(("movement",), 0.25),)),
+            Wave(seeds=seeds, blocks=(pruned(("taylor", "s2vite", "magnitude", "movement"), 0.5),)),
         ),
         measure_images=1024,
         calibration_images=1024,

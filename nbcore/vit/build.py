@@ -74,6 +74,7 @@ def build_model(arch: Arch, merge: Merge | None = None) -> PrunableViT:
 def with_merge(model: PrunableViT, merge: Merge | None) -> PrunableViT:
     """The same model (shared tensors, same mask and mode) with another merging step."""
     other = PrunableViT(model.vit, replace(model.arch), merge, model.mean, model.std)
+    other.to(model.mean.device)  # Its own buffers; what is shared is there already.
     if model.masked:
         other.set_keep(model.keep)
     return other.train(model.training)
