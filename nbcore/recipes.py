@@ -137,13 +137,13 @@ third of the depth."""
 def _photo_arm(dense: TrainConfig) -> TrainConfig:
     return replace(
         dense,
-        epochs=((160, 16), (224, 12)),
+        epochs=((160, 10), (224, 8)),
         batch_size=256,
         lr=1e-3,
         warmup_epochs=0.5,
         ema_decay=0.998,
-        eval_every=14,
-        save_every=14,
+        eval_every=9,
+        save_every=9,
         record_every=20,
     )
 
@@ -169,7 +169,7 @@ def imagenette_vit_tiny() -> tuple[RunConfig, ...]:
             stem="conv",
         ),
         train=TrainConfig(
-            epochs=((128, 220), (160, 300), (224, 90)),
+            epochs=((128, 160), (160, 250), (224, 80)),
             batch_size=512,
             lr=1.2e-3,
             warmup_epochs=10,
@@ -183,7 +183,7 @@ def imagenette_vit_tiny() -> tuple[RunConfig, ...]:
         teacher=TeacherConfig(
             name="resnet50d",
             train=TrainConfig(
-                epochs=((128, 75),),
+                epochs=((128, 60),),
                 batch_size=256,
                 lr=2e-3,
                 warmup_epochs=5,
@@ -192,8 +192,8 @@ def imagenette_vit_tiny() -> tuple[RunConfig, ...]:
                 crop_scale=(0.25, 1.0),
                 jitter=0.3,
                 ema_decay=0.998,
-                eval_every=25,
-                save_every=25,
+                eval_every=20,
+                save_every=20,
             ),
             weight=2.0,
         ),
