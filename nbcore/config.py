@@ -231,6 +231,20 @@ class PruneConfig:
         )
 
 
+ID_RULE = (
+    "an id holds only letters, digits, '-', '_', '+' and '.', and starts with a letter or digit"
+)
+
+
+def is_id(text: str) -> bool:
+    """Whether a variant may be called so: its id is also the name of its folder."""
+    return (
+        bool(text)
+        and text[0].isalnum()
+        and all(c.isascii() and (c.isalnum() or c in "-_+.") for c in text)
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One variant: from data to a registered checkpoint."""
@@ -254,6 +268,7 @@ class RunConfig:
     """Test photos on which the burden is measured."""
 
     def __post_init__(self) -> None:
+        _require(is_id(self.id), f"{self.id!r}: {ID_RULE}")
         _require(
             (self.base is None) == (self.prune is None),
             f"{self.id}: a pruned run needs `base` and `prune`, a dense one neither",

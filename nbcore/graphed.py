@@ -69,12 +69,13 @@ class GraphedTraining:
             sample = torch.empty_like(images).copy_(images)
             # The caller's own autocast, which may cache casts, ends here.
             with torch.autocast(images.device.type, enabled=False):
-                return torch.cuda.make_graphed_callables(
+                graphed: Any = torch.cuda.make_graphed_callables(
                     _Pass(self._model, self._function),
                     (sample,),
                     num_warmup_iters=WARM_UP_RUNS,
                     allow_unused_input=True,
                 )
+                return graphed
         except (RuntimeError, AssertionError) as error:
             logger.warning("no CUDA graph, steps are slower: %s", " ".join(str(error).split()))
             return plain

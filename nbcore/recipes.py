@@ -266,7 +266,7 @@ def _four_layer(
         ema_decay=0.99,
         record_every=20,
     )
-    options = {
+    options: dict[str, dict[str, Any]] = {
         "token_merging": {"block": 1, "r": (img_size // patch_size) ** 2 // 4 * 2},
         # A gate that opens more slowly than masks change is never open.
         "persistent_dynamic": {"fade": fade, "margin": 1.0},

@@ -12,6 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from nbcore.checkpoint.schema import CheckpointError, Variant
+from nbcore.config import ID_RULE, is_id
 from nbcore.vit import sites_of
 
 
@@ -91,13 +92,7 @@ def _require(variant: Variant, ok: bool, what: str) -> None:
 
 def _check(variant: Variant) -> None:
     """Raise CheckpointError if the entry contradicts itself."""
-    _require(
-        variant,
-        bool(variant.id)
-        and all(c.isascii() and (c.isalnum() or c in "-_.") for c in variant.id)
-        and variant.id[0] not in ".-",
-        "an id holds only letters, digits, '-', '_' and '.', and starts with a letter or digit",
-    )
+    _require(variant, is_id(variant.id), ID_RULE)
     _require(variant, variant.base != variant.id, "cannot be its own base; a dense one has null")
     _check_sites(variant)
     side, (rows, columns) = variant.patch_size, variant.grid

@@ -91,3 +91,10 @@ def test_base_and_pruning_go_together(make: Callable[[], object]) -> None:
 def test_configurations_cannot_be_changed_in_place() -> None:
     with pytest.raises(FrozenInstanceError):
         TRAIN.lr = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("bad", ["", "../evil", ".hidden", "-a", "a/b", "a b", "ä", "+a"])
+def test_an_impossible_id_is_refused_before_anything_is_trained(bad: str) -> None:
+    with pytest.raises(ValueError, match="an id holds only letters"):
+        replace(DENSE, id=bad)
+    assert replace(DENSE, id="a-b_c.d+e").id == "a-b_c.d+e"

@@ -63,7 +63,7 @@ def test_arms_of_one_budget_differ_in_the_mitigation_alone(name: str) -> None:
         for config in group:
             assert config.prune is not None
             plain = replace(config.prune, mitigation="none", mitigation_options={})
-            same.append(replace(config, id="", prune=plain))
+            same.append(replace(config, id="x", prune=plain))
         assert same[1:] == same[:-1]
 
 
