@@ -1,4 +1,4 @@
-"""Command line: data | run | study | bench | list | measure | export | add | verify."""
+"""Command line: data | run | study | bench | list | measure | export | add | flips | verify."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -61,12 +61,21 @@ def parser() -> argparse.ArgumentParser:
         ("export", "complete a trained variant: ONNX file, comparison with torch, manifest"),
     ):
         command = commands.add_parser(name, parents=[where], help=text, description=text)
-        command.add_argument("id", metavar="ID", help="a variant, see `list`")
+        optional: dict[str, Any] = {"nargs": "?"} if name == "export" else {}
+        command.add_argument("id", metavar="ID", help="a variant, see `list`", **optional)
+        if name == "export":
+            command.add_argument(
+                "--triton",
+                type=Path,
+                metavar="DIR",
+                help="instead: write exported variants (ID or all) as a Triton model repository",
+            )
         _data_option(command)
     text = "take in a variant folder trained elsewhere, after verifying it"
     command = commands.add_parser("add", parents=[where], help=text, description=text)
     command.add_argument("folder", type=Path, metavar="DIR", help="folder that holds variant.json")
     _data_option(command)
+    _flips_command(commands, where)
     text = (
         "re-hash every file, re-read the contract, run ONNX against torch; "
         "exit status 1 on any fault"
@@ -84,6 +93,69 @@ def _data_option(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data", type=Path, metavar="DIR", help="folder that `python -m nbcore data` filled"
     )
+
+
+def _flips_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], where: argparse.ArgumentParser
+) -> None:
+    text = "ask all variants about all test photos and pack the most telling ones, for the page"
+    command = commands.add_parser(
+        "flips",
+        parents=[where],
+        help=text,
+        description="Ask all variants about all photos of the test split and pack those on which "
+        "their answers differ most tellingly; the page's tab Flips shows them. Answers that still "
+        "hold are kept; what was interrupted goes on where it was.",
+    )
+    _data_option(command)
+    command.add_argument(
+        "--dataset", nargs="+", metavar="NAME", help="only these; default: all that have variants"
+    )
+    command.add_argument(
+        "--photos", type=int, default=300, metavar="N", help="most packed; default: %(default)s"
+    )
+    command.add_argument(
+        "--source",
+        type=Path,
+        metavar="DIR",
+        help="what `data` prepared the photos from: packs the files found there instead of "
+        "compressing anew",
+    )
+    command.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda or cuda:N; default: %(default)s"
+    )
+    command.add_argument(
+        "--work",
+        type=Path,
+        default=Path("runs/flips"),
+        metavar="DIR",
+        help="unfinished work; default: %(default)s",
+    )
+
+
+def _flips(options: argparse.Namespace) -> int:
+    from nbcore.flips import datasets_of, renew_flips
+
+    if options.photos < 0:
+        raise ValueError(f"--photos must be at least 0, got {options.photos}")
+    for dataset in options.dataset or datasets_of(options.checkpoints):
+        done = renew_flips(
+            options.checkpoints,
+            dataset,
+            data_dir=options.data,
+            device=_device(options.device),
+            work_dir=options.work,
+            num_photos=options.photos,
+            source_dir=options.source,
+        )
+        print(
+            f"{done.path}: {done.num_variants} variants ({len(done.asked)} asked anew) on "
+            f"{done.num_photos} photos, {done.num_packed} packed, "
+            f"{done.path.stat().st_size / 1e6:.1f} MB"
+        )
+        if done.note:
+            print(f"{dataset}: {done.note}")
+    return 0
 
 
 def _data_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -278,11 +350,147 @@ def _bench_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         metavar="FILE",
         help="every window, with device and versions; default: %(default)s",
     )
+    _bench_serve_command(subjects)
+    _bench_precision_command(subjects)
+
+
+def _bench_precision_command(
+    subjects: argparse._SubParsersAction[argparse.ArgumentParser],
+) -> None:
+    text = "accuracy on the test photos in each precision that can be served"
+    precision = subjects.add_parser("precision", help=text, description=text)
+    precision.add_argument(
+        "--checkpoints",
+        type=Path,
+        default=Path("checkpoints"),
+        metavar="DIR",
+        help="default: %(default)s",
+    )
+    _data_option(precision)
+    precision.add_argument("--variants", nargs="+", metavar="ID", help="default: all")
+    precision.add_argument(
+        "--precisions",
+        nargs="+",
+        metavar="NAME",
+        help="fp32, tf32, fp16, int8; default: all that the device computes in",
+    )
+    precision.add_argument("--device", default="auto", help="auto, cpu or cuda; default: auto")
+    precision.add_argument(
+        "--out",
+        type=Path,
+        default=Path("bench-precision.json"),
+        metavar="FILE",
+        help="all that was found; default: %(default)s",
+    )
+
+
+def _bench_serve_command(subjects: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "images per second of shipped variants in torch, ONNX Runtime and our own sessions"
+    serve = subjects.add_parser("serve", help=text, description=text)
+    serve.add_argument(
+        "--checkpoints",
+        type=Path,
+        default=Path("checkpoints"),
+        metavar="DIR",
+        help="default: %(default)s",
+    )
+    serve.add_argument(
+        "--variants", nargs="+", metavar="ID", help="default: dense and one at each budget"
+    )
+    serve.add_argument(
+        "--contenders",
+        nargs="+",
+        metavar="NAME",
+        help="default: eager, compile, onnx, served, served-all; others in nbcore/bench/contenders",
+    )
+    serve.add_argument(
+        "--precisions",
+        nargs="+",
+        metavar="NAME",
+        help="fp32, tf32, fp16, int8; default: tf32 and fp16 on a GPU, fp32 on a CPU",
+    )
+    serve.add_argument(
+        "--batches", nargs="+", type=int, metavar="N", help="photos in a run; default: 1 8 64 256"
+    )
+    serve.add_argument("--device", default="auto", help="auto, cpu or cuda; default: auto")
+    serve.add_argument(
+        "--threads", type=int, metavar="N", help="CPU threads of one run; default: all cores"
+    )
+    for name, default, text in (
+        ("--seconds", 0.15, "length of a window, which holds at least one run"),
+        ("--warm-up-seconds", None, "compile no further batch size after S seconds"),
+        ("--limit-seconds", None, "start no window after S seconds"),
+    ):
+        serve.add_argument(
+            name, type=float, default=default, metavar="S", help=f"{text}; default: %(default)s"
+        )
+    serve.add_argument(
+        "--rounds", type=int, default=6, metavar="N", help="windows of each; default: %(default)s"
+    )
+    serve.add_argument(
+        "--out",
+        type=Path,
+        default=Path("bench-serve.json"),
+        metavar="FILE",
+        help="all that was found; a figure beside it, .png; default: %(default)s",
+    )
 
 
 def _bench(options: argparse.Namespace) -> int:
+    benches = {"train": _bench_train, "serve": _bench_serve, "precision": _bench_precision}
+    return benches[options.subject](options)
+
+
+def _bench_precision(options: argparse.Namespace) -> int:
+    from nbcore.bench.precision import PrecisionBench, bench_precision, precision_table
+
+    bench = PrecisionBench(
+        checkpoints=options.checkpoints,
+        data_dir=options.data,
+        variants=tuple(options.variants or ()),
+        precisions=tuple(options.precisions or ()),
+        device=options.device,
+    )
+    command = f"python -m nbcore {shlex.join(options.arguments)}"
+    for line in precision_table(bench_precision(bench, command=command, out=options.out)):
+        print(line)
+    return 0
+
+
+def _bench_serve(options: argparse.Namespace) -> int:
+    from nbcore.bench.cores import usable_cores
+    from nbcore.bench.serve import ServeBench, bench_serve
+    from nbcore.bench.serve_figure import draw_serve
+    from nbcore.bench.serve_report import table
+
+    given = {
+        name: tuple(value)
+        for name in ("variants", "contenders", "precisions", "batches")
+        if (value := getattr(options, name)) is not None
+    }
+    cores = usable_cores()
+    bench = ServeBench(
+        checkpoints=options.checkpoints,
+        device=_device(options.device).type,
+        threads=cores if options.threads is None else options.threads,
+        seconds=options.seconds,
+        rounds=options.rounds,
+        warm_up_seconds=options.warm_up_seconds,
+        limit_seconds=options.limit_seconds,
+        **given,
+    )
+    command = f"python -m nbcore {shlex.join(options.arguments)}"
+    report = bench_serve(bench, command=command, out=options.out, num_cores=cores)
+    draw_serve(report, options.out.with_suffix(".png"))
+    for line in table(report):
+        print(line)
+    return 0
+
+
+def _bench_train(options: argparse.Namespace) -> int:
+    from nbcore.bench.cores import usable_cores
     from nbcore.bench.timm_loop import TIMM
-    from nbcore.bench.train import TrainBench, bench_train, table, usable_cores
+    from nbcore.bench.train import TrainBench, bench_train, table
 
     bench = TrainBench(
         data_dir=options.data,
@@ -390,6 +598,15 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
+    if options.triton is not None:
+        from nbcore.triton import write_triton
+
+        ids = [] if options.id is None else [options.id]
+        for folder in write_triton(options.checkpoints, options.triton, ids):
+            print(folder)
+        return 0
+    if options.id is None:
+        raise ValueError("name a variant, or a folder with --triton")
     from nbcore.checkpoint import read_trained
     from nbcore.complete import export_variant, load_for
 
@@ -459,6 +676,7 @@ COMMANDS = {
     "measure": _measure,
     "export": _export,
     "add": _add,
+    "flips": _flips,
     "verify": _verify,
 }
 

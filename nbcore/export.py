@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from nbcore.burden import MeteredViT
 from nbcore.parity import Parity, compare
+from nbcore.serve import plain_session
 
 if TYPE_CHECKING:
     import onnx
@@ -173,14 +174,4 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
     Raises:
         RuntimeError: If onnxruntime is not installed.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise RuntimeError(
-            "onnxruntime is not installed here; run `python -m nbcore export ID` on a machine "
-            "that has it"
-        ) from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return plain_session(path, threads=torch.get_num_threads())

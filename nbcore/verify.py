@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from nbcore import checkpoint
-from nbcore.checkpoint import CheckpointError, Variant
+from nbcore.answers import FOLDER, read_answers, stale
+from nbcore.checkpoint import CheckpointError, Manifest, Variant
 from nbcore.complete import load_for, onnx_accuracy
 from nbcore.data import load_dataset, spread
 from nbcore.export import GROUP_OUTPUT, INPUTS, OUTPUTS, open_session
@@ -70,6 +71,25 @@ def verify(
             yield from verify_variant(folder, variant, data_dir=data_dir, accuracy=accuracy)
         except (CheckpointError, ExportError) as error:
             yield Finding(variant=variant.id, ok=False, text=str(error))
+    if not only:
+        yield from _flips(folder, manifest)
+
+
+def _flips(folder: Path, manifest: Manifest) -> Iterator[Finding]:
+    """Whether answers on test photos are those of the manifest's variants."""
+    for path in sorted((folder / FOLDER).glob("*.npz")):
+        name = f"{FOLDER}/{path.name}"
+        try:
+            answers = read_answers(path)
+        except CheckpointError as error:
+            yield Finding(variant=name, ok=False, text=str(error))
+            continue
+        reasons = stale(answers, manifest)
+        for reason in reasons.values():
+            yield Finding(variant=name, ok=False, text=reason)
+        if not reasons:
+            count = f"{len(answers.answers)} variants on {len(answers.names)} photos"
+            yield Finding(variant=name, ok=True, text=f"answers of {count} are up to date")
 
 
 def _total_size(folder: Path) -> Finding:

@@ -30,6 +30,9 @@ BROWSER_FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--no-first-run",
+    # A moving test picture in place of a camera, with leave to use it.
+    "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
 )
 
 
@@ -142,3 +145,18 @@ def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config = replace(config, train=replace(config.train, epochs=((32, epochs),)))
         assert run_variant(config, out, None, torch.device("cpu"), command="tests") == "exported"
     return out
+
+
+@pytest.fixture(scope="session")
+def asked_checkpoints(tiny_checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with answers of its variants on all test photos, 24 of them packed; read-only."""
+    import torch
+
+    from nbcore.flips import renew_flips
+
+    folder = tmp_path_factory.mktemp("asked") / "checkpoints"
+    shutil.copytree(tiny_checkpoints, folder)
+    work = folder.parent / "work"
+    device = torch.device("cpu")
+    renew_flips(folder, "shapes", data_dir=None, device=device, work_dir=work, num_photos=24)
+    return folder

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from nbcore.bench.cores import usable_cores
 from nbcore.bench.own_loop import bench_config
 from nbcore.bench.photos import JPEG_QUALITY, made_up_photos, write_photos
 from nbcore.bench.task import OURS, RECIPE, WARM_UP_EPOCHS, TrainTask
@@ -37,13 +37,6 @@ from nbcore.provenance import device_name, library_versions, source_commit
 PROCESS_LIMIT_S = 900
 
 logger = logging.getLogger(__name__)
-
-
-def usable_cores() -> int:
-    """Cores that this process may use, which may be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True, kw_only=True)

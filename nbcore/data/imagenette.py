@@ -68,7 +68,12 @@ def open_imagenette(source_dir: Path) -> Source:
         judge_unreadable(bad_train + bad_test, num_photos, folder)
         return {"train": train, "test": test}
 
-    return Source(classes=tuple(IMAGENETTE.values()), checksum=checksum, decode=decode)
+    return Source(
+        classes=tuple(IMAGENETTE.values()),
+        checksum=checksum,
+        decode=decode,
+        photos={photo.name: photo for photo in splits["val"]},
+    )
 
 
 def _imagenette_split(members: Sequence[Photo], split: str, folder: Path) -> list[Photo]:

@@ -164,11 +164,15 @@ def read_photo(photo: Photo) -> Image.Image:
         OSError: If the bytes are missing or no picture (Pillow raises a few other types for some
             damage).
     """
+    with Image.open(io.BytesIO(read_bytes(photo))) as image:
+        return to_rgb(image)
+
+
+def read_bytes(photo: Photo) -> bytes:
+    """The encoded photo."""
     with photo.path.open("rb") as file:
         file.seek(photo.offset)
-        encoded = file.read(photo.size_bytes)
-    with Image.open(io.BytesIO(encoded)) as image:
-        return to_rgb(image)
+        return file.read(photo.size_bytes)
 
 
 def is_image_name(name: str) -> bool:

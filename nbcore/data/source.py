@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from nbcore.data.photos import Arrays
+from nbcore.data.photos import Arrays, Photo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,8 @@ class Source:
     """sha256 of what the source consists of; another checksum means another content."""
     decode: Callable[[int, int | None], dict[str, Arrays]]
     """(img_size, workers) -> "train" and "test"."""
+    photos: Mapping[str, Photo] = field(default_factory=dict)
+    """Test photos by name, where each is an encoded file."""
 
 
 def verified_sha256(path: Path) -> str:

@@ -102,6 +102,15 @@ def read_fork(path: Path, arch: Arch, measured: Tensor, batch_size: int) -> Fork
     return Fork(metered=metered, loads=loads, top1=top1)
 
 
+def restore_forks(out: Path, work: Path) -> None:
+    """Copy forks that lie beside the results, where the work folder lacks them: with these a study
+    goes on elsewhere."""
+    for kept in sorted((out / "forks").glob("*.safetensors")):
+        path = work / "forks" / kept.name
+        if not path.exists():
+            write_atomically(path, kept.read_bytes())
+
+
 def fork_top1(path: Path) -> float:
     """Test accuracy that was saved with a fork.
 
@@ -133,8 +142,8 @@ def check_forks(work: Path, study: StudyConfig, done: dict[Arm, float], waiting:
                 continue
             path = fork_path(work, study, arm)
             remedy = (
-                f"restore {path} (it lies beside the results, see --work), or remove all rows of "
-                f"seed {seed} from runs.csv to do that seed again"
+                f"restore {path} (see --work; one in `forks` beside runs.csv is found too), or "
+                f"remove all rows of seed {seed} from runs.csv to do that seed again"
             )
             try:
                 top1 = fork_top1(path)

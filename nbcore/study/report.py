@@ -1,4 +1,5 @@
-"""The written report of a study: `summary.csv`, figures and `README.md`, from the tables alone.
+"""The written report of a study: `summary.csv`, figures, `verdicts.json` and `README.md`, from the
+tables alone.
 
 The same tables and the same grid give the same bytes.
 """
@@ -6,7 +7,7 @@ The same tables and the same grid give the same bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -26,7 +27,8 @@ from nbcore.study.grid import (
 from nbcore.study.statistics import MIN_SEEDS
 from nbcore.study.summary import summarise
 from nbcore.study.tables import ARM_COLUMNS, FAILURE_COLUMNS, Table, read_frames
-from nbcore.study.tuning import tuning_section
+from nbcore.study.tuning import trials, tuning_section
+from nbcore.study.verdict_file import write_verdicts
 from nbcore.study.verdicts import REFUTED, SUPPORTED, UNDECIDED, Claim
 
 TOPICS = {
@@ -37,6 +39,12 @@ TOPICS = {
     "relief": "Do they relieve pruning, or help any model?",
     "control": "Controls",
 }
+RULE = (
+    "*Supported*: the 95 % interval excludes zero in the claimed direction (after Holm's "
+    "correction where a claim is tested several times). *Not supported*: the interval excludes "
+    "every useful effect in that direction. *Undecided*: neither, or fewer than "
+    f"{MIN_SEEDS} seeds."
+)
 SIGNS = {SUPPORTED: "**supported**", REFUTED: "**not supported**", UNDECIDED: "undecided"}
 
 
@@ -62,10 +70,27 @@ def write_report(study: StudyConfig, out: Path) -> Path:
         csv = summary.to_csv(index=False, float_format="%.6g", lineterminator="\n")
         write_atomically(out / "summary.csv", csv)
     failures = Table(out / "failures.csv", FAILURE_COLUMNS).read()
+    facts = list(_facts(study, runs))
+    # A study that serves to choose tests no claim.
+    claims = [] if study.settings else all_claims(study, runs, frames[1])
+    captions = (
+        {}
+        if study.settings
+        else draw_figures(study, (frames[0], frames[1], frames[2]), out / "figures")
+    )
+    write_verdicts(
+        out,
+        study=study.name,
+        facts=facts,
+        rule=RULE,
+        topics=TOPICS,
+        claims=claims,
+        figures=captions,
+        trials=trials(study, runs).to_dict("records") if study.settings else [],
+    )
     lines = [
-        *_opening(study, runs),
-        *(tuning_section(study, runs) if study.settings else _findings(study, frames, out)),
-        *(() if study.settings else _table(summary)),
+        *_opening(study, facts),
+        *(tuning_section(study, runs) if study.settings else _findings(claims, captions, summary)),
         *_account(study, runs, failures),
         *_method(study),
     ]
@@ -86,9 +111,7 @@ def in_grid_order(study: StudyConfig, table: pd.DataFrame) -> pd.DataFrame:
     return table.loc[order].reset_index(drop=True)
 
 
-def _opening(study: StudyConfig, runs: pd.DataFrame) -> Iterator[str]:
-    pruned = runs[~runs["pruner"].isin(UNPRUNED)]
-    hours = runs["seconds"].sum() / 3600
+def _opening(study: StudyConfig, facts: Sequence[str]) -> Iterator[str]:
     yield f"# Study `{study.name}`"
     yield ""
     yield (
@@ -96,43 +119,48 @@ def _opening(study: StudyConfig, runs: pd.DataFrame) -> Iterator[str]:
         f"{study.name} --report` from `runs.csv`, `sites.csv` and `history.csv`; do not edit."
     )
     yield ""
-    yield f"- Command: `{study.command}`"
+    yield from (f"- {fact}" for fact in facts)
+    yield ""
+
+
+def _facts(study: StudyConfig, runs: pd.DataFrame) -> Iterator[str]:
+    pruned = runs[~runs["pruner"].isin(UNPRUNED)]
+    hours = runs["seconds"].sum() / 3600
+    yield f"Command: `{study.command}`"
     yield (
-        f"- Data: {study.data.dataset}, {study.data.img_size} px; "
+        f"Data: {study.data.dataset}, {study.data.img_size} px; "
         f"{100 * study.data.validation_share:g} % of the training set is the "
         "validation split, on which choices are made; the test set is "
         "for reporting."
     )
     yield (
-        f"- Model: `{study.model.name}` with {dict(study.model.kwargs)}, stem "
+        f"Model: `{study.model.name}` with {dict(study.model.kwargs)}, stem "
         f"`{study.model.stem}`, from random initialisation."
     )
     epochs = study.dense.total_epochs
     if study.fork:
         yield (
-            f"- Training: all arms of all seeds fork from one dense model, `{study.fork}`, and "
+            f"Training: all arms of all seeds fork from one dense model, `{study.fork}`, and "
             f"train for {study.arm.total_epochs} epochs; seeds differ in data order, augmentation "
             "and what hosts draw."
         )
     else:
         yield (
-            f"- Training: {epochs} epochs for the dense model of a seed, from which all its arms "
+            f"Training: {epochs} epochs for the dense model of a seed, from which all its arms "
             f"fork, then {study.arm.total_epochs} epochs for every arm; a twin trains for "
             f"{epochs + study.arm.total_epochs} from scratch."
         )
     yield (
-        f"- Runs: {len(runs)} finished, {len(pruned)} of them pruned: "
+        f"Runs: {len(runs)} finished, {len(pruned)} of them pruned: "
         f"{pruned['pruner'].nunique()} hosts, {pruned['mitigation'].nunique()} mitigations, seeds "
         f"{_listed(sorted(set(runs['seed'])))}; {hours:.1f} hours of training and measuring, "
         "several runs at a time."
     )
-    yield f"- Devices: {_listed(sorted(set(runs['device'])))}."
-    yield f"- Commits: {_listed(sorted(set(runs['commit'])))}."
+    yield f"Devices: {_listed(sorted(set(runs['device'])))}."
+    yield f"Commits: {_listed(sorted(set(runs['commit'])))}."
     if not study.settings:  # What serves to choose shows no test figure.
         yield from _accuracies(runs)
-    for note in study.notes:
-        yield f"- {note}"
-    yield ""
+    yield from study.notes
 
 
 def _accuracies(runs: pd.DataFrame) -> Iterator[str]:
@@ -140,15 +168,17 @@ def _accuracies(runs: pd.DataFrame) -> Iterator[str]:
         own = runs[(runs["pruner"] == pruner) & (runs["mitigation"] == "none")]["top1"]
         if len(own):
             yield (
-                f"- {text}: test top-1 {100 * own.mean():.2f} % (from {100 * own.min():.2f} to "
+                f"{text}: test top-1 {100 * own.mean():.2f} % (from {100 * own.min():.2f} to "
                 f"{100 * own.max():.2f} over {len(own)} seeds)."
             )
 
 
-def _findings(study: StudyConfig, frames: Sequence[pd.DataFrame], out: Path) -> Iterator[str]:
-    runs, sites, history = frames
-    yield from _claims(all_claims(study, runs, sites))
-    yield from _figures(draw_figures(study, (runs, sites, history), out / "figures"))
+def _findings(
+    claims: Sequence[Claim], captions: Mapping[str, str], summary: pd.DataFrame
+) -> Iterator[str]:
+    yield from _claims(claims)
+    yield from _figures(captions)
+    yield from _table(summary)
 
 
 def _claims(claims: Sequence[Claim]) -> Iterator[str]:
@@ -157,10 +187,7 @@ def _claims(claims: Sequence[Claim]) -> Iterator[str]:
     yield ""
     yield (
         f"{len(claims)} claims were tested: {count[SUPPORTED]} supported, {count[REFUTED]} not "
-        f"supported, {count[UNDECIDED]} undecided. *Supported*: the 95 % interval excludes zero in "
-        "the claimed direction (after Holm's correction where a claim is tested several times). "
-        "*Not supported*: the interval excludes every useful effect in that direction. "
-        f"*Undecided*: neither, or fewer than {MIN_SEEDS} seeds."
+        f"supported, {count[UNDECIDED]} undecided. {RULE}"
     )
     for topic, title in TOPICS.items():
         own = [claim for claim in claims if claim.topic == topic]
@@ -176,7 +203,7 @@ def _claims(claims: Sequence[Claim]) -> Iterator[str]:
     yield ""
 
 
-def _figures(captions: dict[str, str]) -> Iterator[str]:
+def _figures(captions: Mapping[str, str]) -> Iterator[str]:
     yield "## Figures"
     for name, caption in captions.items():
         yield ""

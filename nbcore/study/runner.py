@@ -22,7 +22,7 @@ import torch.multiprocessing
 from tqdm import tqdm
 
 from nbcore.study.experiment import structure_of
-from nbcore.study.forks import check_forks
+from nbcore.study.forks import check_forks, restore_forks
 from nbcore.study.grid import Arm, StudyConfig
 from nbcore.study.schedule import Schedule
 from nbcore.study.tables import FAILURE_COLUMNS, StudyTables, Table
@@ -77,6 +77,7 @@ def run_study(
         tables = StudyTables(out)
         done = finished_runs(study, tables.mend())
         waiting = [arm for arm in arms if arm not in done]
+        restore_forks(out, work_dir)
         check_forks(work_dir, study, done, waiting)
         failures = Table(out / "failures.csv", FAILURE_COLUMNS)
         failures.path.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import random
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def study(**changes: object) -> StudyConfig:
 
 def files(folder: Path) -> dict[str, bytes]:
     made = [p for p in folder.rglob("*") if p.is_file() and p.suffix in (".md", ".png")]
-    made.append(folder / "summary.csv")
+    made += [folder / "summary.csv", folder / "verdicts.json"]
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in made}
 
 
@@ -58,7 +59,7 @@ def test_the_same_tables_give_the_same_bytes(finished: Path, tmp_path: Path) -> 
     write_report(study(), tmp_path)
     found, wanted = files(tmp_path), files(finished)
     assert found.keys() == wanted.keys()
-    assert len(wanted) == 7
+    assert len(wanted) == 8
     assert [name for name in wanted if found[name] != wanted[name]] == []
 
 
@@ -88,6 +89,26 @@ def test_the_report_shows_every_figure_and_says_where_things_come_from(finished:
     assert "`published` → `token_merging`" in text
     assert "`handoff` → `none`" in text
     assert "are in the tables, 0 failed, 0 were not run" in text
+
+
+def test_verdicts_for_programs_are_those_of_the_report(finished: Path) -> None:
+    told = json.loads((finished / "verdicts.json").read_text())
+    text = (finished / "README.md").read_text()
+    claims = [claim for topic in told["topics"] for claim in topic["claims"]]
+    assert f"{len(claims)} claims were tested" in text
+    for claim in claims:
+        sign = {"undecided": "undecided"}.get(claim["verdict"], f"**{claim['verdict']}**")
+        assert f"| {claim['sentence']} | {sign} | {claim['numbers']} |" in text
+    assert [f"### {topic['title']}" for topic in told["topics"]] == [
+        line for line in text.splitlines() if line.startswith("### ")
+    ]
+    assert {figure["file"] for figure in told["figures"]} == {
+        f"figures/{path.name}" for path in (finished / "figures").iterdir()
+    }
+    assert all(f"*{figure['caption']}*" in text for figure in told["figures"])
+    assert all(f"\n- {fact}\n" in text for fact in told["facts"])
+    assert told["rule"] in text
+    assert told["trials"] == []
 
 
 def test_what_was_cut_and_what_failed_is_told(finished: Path, tmp_path: Path) -> None:

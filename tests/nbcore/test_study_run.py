@@ -175,6 +175,16 @@ def test_a_lost_fork_is_refused_while_arms_need_it(copy: Path, position: int) ->
         run_here(replace(study, waves=(*study.waves, more)), copy)
 
 
+def test_a_study_goes_on_elsewhere_with_the_forks_beside_its_results(
+    copy: Path, finished: Path
+) -> None:
+    runs = StudyTables(copy / "out").runs
+    runs.replace(runs.read()[:-1])
+    (copy / "work" / "forks").rename(copy / "out" / "forks")
+    assert run_here(tiny_study(), copy).finished == len(tiny_study().arms())
+    assert rows(copy / "out") == rows(finished / "out")
+
+
 def test_a_fork_of_another_training_is_refused(copy: Path) -> None:
     study = tiny_study()
     dense = references(1)[0]

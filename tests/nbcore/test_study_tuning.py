@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -78,3 +79,8 @@ def test_the_report_of_a_tuning_study_shows_trials_and_tests_no_claim(tmp_path: 
     assert "## All arms" not in text
     assert "test top-1" not in text.lower()
     assert not (tmp_path / "summary.csv").exists()
+    told = json.loads((tmp_path / "verdicts.json").read_text())
+    assert (told["topics"], told["figures"]) == ([], [])
+    assert [t["setting"] for t in told["trials"]] == list(study().settings)
+    assert sum(t["chosen"] for t in told["trials"]) == 2
+    assert "top1" not in {key for trial in told["trials"] for key in trial}

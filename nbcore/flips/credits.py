@@ -1,0 +1,39 @@
+"""Where the photos of a data set come from and under which terms: only photos of data sets named
+here are packed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Credit:
+    """What has to be said beside a photo."""
+
+    source: str
+    licence: str
+
+
+CREDITS: dict[str, Credit] = {
+    "imagenette": Credit(
+        source="Imagenette v2 by fast.ai, validation split, "
+        "https://github.com/fastai/imagenette; a subset of ImageNet (ILSVRC 2012)",
+        licence="The Imagenette repository is published under Apache-2.0; copyright in the photos "
+        "stays with the photographers, from whose pages ImageNet collected them for research.",
+    ),
+    "cifar10": Credit(
+        source="CIFAR-10 by A. Krizhevsky, V. Nair and G. Hinton (2009), test split, "
+        "https://www.cs.toronto.edu/~kriz/cifar.html; a subset of 80 Million Tiny Images",
+        licence="Its authors state no licence and ask to be cited (Learning Multiple Layers of "
+        "Features from Tiny Images, 2009); copyright in the photos stays with their authors.",
+    ),
+    "mnist": Credit(
+        source="MNIST by Y. LeCun, C. Cortes and C. Burges, test split",
+        licence="CC BY-SA 3.0",
+    ),
+    "shapes": Credit(
+        source="Drawn by nbcore/data/shapes.py",
+        licence="Apache-2.0, as this repository",
+    ),
+}
+"""By data set."""
