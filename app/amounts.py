@@ -56,3 +56,8 @@ def small(value: float) -> str:
 def signed(value: float | None) -> str:
     """0.695 -> 0.70, -0.2 -> −0.20, from -1 to 1."""
     return MISSING if value is None else f"{value:.2f}".replace("-", "\u2212")
+
+
+def fine(value: float) -> str:
+    """A patch's part of a score, to three digits: 0.01234 -> +0.0123, -0.2 -> −0.2."""
+    return f"{value:+.3g}".replace("-", "\u2212") if value else "0"

@@ -15,6 +15,7 @@ from PIL import Image
 
 from app import schema, text
 from app.errors import UserError
+from app.flips import Query, find
 from app.service import BurdenMaps, Service
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,8 @@ class Endpoints:
         Args:
             concurrency: Calls computed at the same time, shared with the page.
         """
-        _publish(self.models, concurrency_limit=None)
+        for quick in (self.models, self.flips):
+            _publish(quick, concurrency_limit=None)
         for endpoint in (self.predict, self.attribute, self.burden, self.compare):
             _publish(endpoint, concurrency_limit=concurrency, concurrency_id=COMPUTE)
 
@@ -150,6 +152,50 @@ class Endpoints:
             "failures": dict(found.failures),
             "image": schema.png(found.image),
         }
+
+    def flips(
+        self,
+        pattern: str,
+        class_name: str | None = None,
+        limit: int = 50,
+        offset: int = 0,
+        pruned: str | None = None,
+        mitigated: str | None = None,
+        dataset: str | None = None,
+        of: str = "pruned",
+        sort: str = "confidence",
+        min_confidence: float = 0.0,
+        max_confidence: float = 1.0,
+        min_burden: float | None = None,
+        max_burden: float | None = None,
+        packed: bool = False,
+    ) -> schema.FlipsJson:
+        """Test photos by who is right: `pattern` is repaired (dense right, pruned wrong, mitigated
+        right), unrepaired, harmed, broken, gained, all_wrong, all_right, disagree or any, or those
+        words. `pruned` and `mitigated` are ids ("none": no mitigated one), `class_name` the true
+        class; confidence, burden and `sort` (confidence, unsure, burden, unburdened, kl, margin,
+        position) are those `of` dense, pruned or mitigated. `photo` is there where it is packed."""
+        book = self._service.flips
+        named = next((key for key in (pruned, mitigated) if key not in (None, "none")), None)
+        if dataset is None and named is not None:
+            dataset = book.dataset_of(named)
+        chapter = book.chapter(dataset)
+        alone = mitigated == "none"
+        ids = chapter.completed(pruned, None if alone else mitigated)
+        query = Query(
+            pattern=pattern,
+            class_name=class_name,
+            of=of,
+            sort=sort,
+            min_confidence=min_confidence,
+            max_confidence=max_confidence,
+            min_burden=min_burden,
+            max_burden=max_burden,
+            packed=packed,
+        )
+        trio = chapter.trio(ids[0], None if alone else ids[1])
+        found = find(chapter, trio, query, limit=limit, offset=offset)
+        return schema.flips_json(found, lambda position: schema.flip_photo(chapter, position))
 
     def _photo(self, image: Any) -> Image.Image:
         return self._service.load_image(uploaded_path(image))

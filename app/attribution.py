@@ -48,6 +48,8 @@ class AttributionMap:
     """Spearman's, with the base's map; None like `difference`, or where a map is constant."""
     top_overlap: float | None = None
     """Share of the top tenth of patches that the base's top tenth holds too; None likewise."""
+    groups: np.ndarray | None = None
+    """Which merged token carries each patch, int64 [rows, columns]; None where nothing merges."""
     picture: Image.Image | None = None
     """Drawn over the model's crop on one scale with the other variants; the service fills it in."""
     difference_picture: Image.Image | None = None

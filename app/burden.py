@@ -137,6 +137,61 @@ def _groups(runs: Runs, names: tuple[str, ...]) -> tuple[np.ndarray | None, ...]
     return tuple(grid if int(name.split(".")[1]) >= merge.block else None for name in names)
 
 
+def measure_cut(
+    predictor: Predictor, dense: Model, image: np.ndarray, gate: np.ndarray, whole: Output
+) -> tuple[BurdenMaps, Output]:
+    """Burden of what is left of a dense model whose other units are turned off.
+
+    Args:
+        predictor: Runs the graph.
+        dense: The model.
+        image: RGB in [0, 1], float32 [3, S, S].
+        gate: 0 where a unit is turned off, else 1, float32 [U].
+        whole: Output of the model with all its units.
+
+    Returns:
+        Load of the remaining units over their load in the whole model, and the cut model's output.
+    """
+
+    def remaining(output: Output) -> Output:
+        return replace(output, unit_load=output.unit_load * gate)
+
+    past = predictor.run(dense, image, unit_keep=gate)
+    cut = predictor.run(dense, image, unit_gate=gate, unit_keep=gate)
+    runs = Runs(
+        model=dense,
+        image=image,
+        device=predictor.torch_device,
+        own=remaining(cut),
+        base=dense,
+        mask=gate,
+        dense=whole,
+        past=remaining(past),
+        cut=None,
+    )
+    found, _ = QUANTITIES["burden"].measure(runs)
+    drawn = _maps(found, dense)
+    names = tuple(site.name for site in dense.variant.sites)
+    maps = BurdenMaps(
+        variant=dense.id,
+        quantity="burden",
+        is_dense=True,
+        site_names=names,
+        values=_values(found) or (None,) * len(names),
+        # A site of which nothing is left has no ratio; it is drawn as unchanged.
+        maps=None if drawn is None else np.nan_to_num(drawn, posinf=0.0, neginf=0.0),
+        null_values=None,
+        null_maps=None,
+        loads=tuple(runs.site_loads(runs.own).tolist()),
+        selection=None,
+        stream=_stream_ratio(cut, whole),
+        null_stream=None,
+        groups=(None,) * len(names),
+        reason=None,
+    )
+    return maps, cut
+
+
 def survivors(model: Model, base: Model) -> np.ndarray:
     """1 where a unit of the base survives in the variant, float32 [U of the base]."""
     mask = np.zeros(base.variant.num_units, np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from nbcore.checkpoint import Variant
 
@@ -69,8 +69,26 @@ def catalog(variants: Sequence[Variant]) -> tuple[VariantInfo, ...]:
     )
 
 
-def default_ids(variants: Sequence[Variant]) -> tuple[str, ...]:
-    """Dense with `none` and `handoff` at one budget if there are such, else the first three."""
+class Described(Protocol):
+    """What the choice of defaults looks at; a `Variant` has it, a `VariantInfo` too."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def dataset(self) -> str: ...
+    @property
+    def base(self) -> str | None: ...
+    @property
+    def pruner(self) -> str | None: ...
+    @property
+    def mitigation(self) -> str | None: ...
+    @property
+    def macs_ratio(self) -> float: ...
+
+
+def default_ids(variants: Sequence[Described]) -> tuple[str, ...]:
+    """Dense with a plainly pruned variant and a mitigated one of the same host and budget, one with
+    `handoff` if there is such; else the first three of the first data set."""
     dense = next((v for v in variants if v.base is None), None)
     if dense is None:
         return (
@@ -79,10 +97,18 @@ def default_ids(variants: Sequence[Variant]) -> tuple[str, ...]:
             else ()
         )
     pruned = [v for v in variants if v.base == dense.id]
-    for plain in (v for v in pruned if v.mitigation == "none"):
-        for other in (v for v in pruned if v.mitigation == "handoff" and v.pruner == plain.pruner):
-            if abs(plain.macs_ratio - other.macs_ratio) < SAME_BUDGET:
-                return dense.id, plain.id, other.id
+    pairs = [
+        (plain, other)
+        for plain in pruned
+        for other in pruned
+        if plain.mitigation == "none"
+        and other.mitigation != "none"
+        and other.pruner == plain.pruner
+        and abs(plain.macs_ratio - other.macs_ratio) < SAME_BUDGET
+    ]
+    if pairs:
+        plain, other = min(pairs, key=lambda pair: "handoff" not in str(pair[1].mitigation))
+        return dense.id, plain.id, other.id
     rest = [v.id for v in variants if v.dataset == dense.dataset and v.id != dense.id]
     return (dense.id, *rest[:2])
 

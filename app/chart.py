@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from html import escape
 
 from app import text
 from app.amounts import amount
 from app.layer_maps import numbers, shown_values
-from app.markup import failure, grid, section
+from app.markup import failure, grid, section, term
 from app.service import BurdenMaps, VariantInfo
 from app.sites import layer_and_kind, quantity_words, site_words
 
 FRACTIONS = {1: "½", 2: "¼", 3: "⅛"}
 BLOCK = "block-output"
 """Style of a mark that belongs to a whole layer."""
+STILL = 2.1
+"""Powers of two on either side that such an axis always shows."""
 LEAST = 1 / 64
 """Ratios are drawn no lower than this, as a logarithm has no zero."""
 
@@ -82,7 +84,10 @@ def chart(
     axis = axis_of(cells)
     layers = sorted({layer_and_kind(s)[0] for cell in cells.values() for s in cell.site_names})
     labels = "".join(
-        f'<div class="nb-layer"><span>{text.LAYER} </span>{layer}</div>' for layer in layers
+        f'<button type="button" class="nb-layer" data-layer="{layer}" '
+        f'title="{escape(text.PICK_LAYER.format(layer=layer))}">'
+        f"<span>{text.LAYER} </span>{layer}</button>"
+        for layer in layers
     )
     columns = []
     for info in infos:
@@ -93,7 +98,9 @@ def chart(
             )
         else:
             columns.append(_column(info, cell, axis, layers, before=before))
-    body = _key(cells, before=before) + grid(labels, columns, kind="nb-chart")
+    sites = {site for cell in cells.values() for site in cell.site_names}
+    hollow = not before and any(cell.null_values for cell in cells.values())
+    body = key(sites, hollow=hollow) + grid(labels, columns, kind="nb-chart")
     return section(
         text.BURDEN,
         (text.QUANTITY_SHOWS.get(quantity, ""),),
@@ -101,6 +108,16 @@ def chart(
         columns=len(infos),
         name="chart",
     )
+
+
+def alone(info: VariantInfo, cell: BurdenMaps) -> str:
+    """One model's chart with its own labels, on an axis that stays while values move."""
+    found = axis_of({info.id: cell})
+    axis = replace(found, low=min(found.low, -STILL), high=max(found.high, STILL))
+    layers = sorted({layer_and_kind(site)[0] for site in cell.site_names})
+    labels = "".join(f'<div class="nb-layer">{layer}</div>' for layer in layers)
+    drawn = _column(info, cell, axis, layers, before=False)
+    return f'<div class="nb-solo"><div>{labels}</div>{drawn}</div>'
 
 
 def _column(
@@ -154,18 +171,25 @@ def _marks(
     return f'{hollow}<i class="nb-mark {kind}" style="left:{at:.1f}%" title="{escape(words)}"></i>'
 
 
-def _key(cells: Mapping[str, BurdenMaps], *, before: bool) -> str:
-    kinds = {layer_and_kind(s)[1] for cell in cells.values() for s in cell.site_names}
+def key(sites: Collection[str], *, hollow: bool) -> str:
+    """What the marks of a chart mean.
+
+    Args:
+        sites: Names of all that is drawn.
+        hollow: Whether values before retraining are drawn too.
+    """
+    kinds = {layer_and_kind(site)[1] for site in sites}
     styles = {kind: words for kind, words in text.SITE_KINDS.items() if kind in kinds} or {
         BLOCK: text.WHOLE_LAYER
     }
-    entries = [
-        f'<span><i class="nb-mark {style}"></i> {escape(words)}</span>'
-        for style, words in styles.items()
-    ]
-    if not before and any(cell.null_values for cell in cells.values()):
+    entries = []
+    for style, words in styles.items():
+        said = term(words, text.SITE_MEANS[style]) if style in text.SITE_MEANS else escape(words)
+        entries.append(f'<span><i class="nb-mark {style}"></i> {said}</span>')
+    if hollow:
         style = list(styles)[-1]
         entries.append(
-            f'<span><i class="nb-mark nb-null {style}"></i> {escape(text.NULL_MARK)}</span>'
+            f'<span><i class="nb-mark nb-null {style}"></i> '
+            f"{term(text.NULL_MARK, text.NULL_MARK_HINT)}</span>"
         )
     return f'<div class="nb-key">{"".join(entries)}<span>{escape(text.CHART_HINT)}</span></div>'

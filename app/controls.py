@@ -11,9 +11,10 @@ from typing import Any
 import gradio as gr
 
 from app import gallery, text
+from app.ablation_view import orders
 from app.quantities import QUANTITIES
-from app.service import Service, VariantInfo
-from app.sites import quantity_words
+from app.service import Ablation, Service, VariantInfo
+from app.sites import layer_and_kind, quantity_words
 
 UNPLACED: dict[str, Any] = {"render": False}
 
@@ -27,15 +28,16 @@ def html(value: str, name: str, *, js: str | None = None, render: bool = True) -
 
 def question_controls(service: Service, examples: Sequence[gallery.Example]) -> dict[str, Any]:
     """What is asked, of which models: controls by name, not yet placed on the page."""
-    infos = service.variants()
-    several = len({info.dataset for info in infos}) > 1
-    titles = {info.id: f"{info.dataset}: {info.title}" if several else info.title for info in infos}
+    infos, chosen = service.variants(), service.default_variants()
+    datasets = list(dict.fromkeys(info.dataset for info in infos))
+    dataset = dataset_of(infos, chosen)
+    offered = gallery.of_dataset(examples, dataset)
     return {
         "image": gr.Image(
-            str(examples[0].path),
+            str(offered[0].path),
             type="filepath",
             image_mode=None,
-            sources=["upload", "clipboard"],
+            sources=["upload", "webcam", "clipboard"],
             label=text.PHOTO,
             placeholder=text.PHOTO_HINT,
             alt_text=text.PHOTO_ALT,
@@ -44,10 +46,19 @@ def question_controls(service: Service, examples: Sequence[gallery.Example]) -> 
             elem_id="nb-photo",
             **UNPLACED,
         ),
-        "examples": html(gallery.strip(examples), "examples", js=gallery.ON_CLICK, render=False),
+        "examples": html(gallery.strip(offered), "examples", js=gallery.ON_CLICK, render=False),
+        "dataset": gr.Radio(
+            datasets,
+            value=dataset,
+            label=text.DATASET,
+            info=text.DATASET_HINT,
+            visible=len(datasets) > 1,
+            elem_id="nb-dataset",
+            **UNPLACED,
+        ),
         "variants": gr.CheckboxGroup(
-            [(titles[info.id], info.id) for info in infos],
-            value=list(service.default_variants()),
+            variant_choices(infos, dataset),
+            value=list(chosen),
             label=text.VARIANTS,
             info=text.VARIANTS_HINT,
             elem_id="nb-variants",
@@ -101,7 +112,64 @@ def answer_controls(service: Service) -> dict[str, Any]:
             value="mlp",
             info=text.SITE_HINT,
         ),
+    } | _cut_controls(service)
+
+
+def _cut_controls(service: Service) -> dict[str, Any]:
+    """What is turned off of the dense model."""
+    infos, default = service.variants(), Ablation()
+    dataset = dataset_of(infos, service.default_variants())
+    return {
+        "cut_layers": gr.CheckboxGroup(
+            layer_choices(infos, dataset),
+            label=text.CUT_LAYERS,
+            info=text.CUT_LAYERS_HINT,
+            elem_id="nb-cut-layers",
+            **UNPLACED,
+        ),
+        "cut_kinds": gr.CheckboxGroup(
+            [(words, key) for key, words in text.SITE_KINDS.items()],
+            value=list(default.kinds),
+            label=text.CUT_KINDS,
+            elem_id="nb-cut-kinds",
+            **UNPLACED,
+        ),
+        "cut_share": gr.Slider(
+            0,
+            100,
+            value=round(100 * default.share),
+            step=5,
+            label=text.CUT_SHARE,
+            info=text.CUT_SHARE_HINT,
+            elem_id="nb-cut-share",
+            **UNPLACED,
+        ),
+        "cut_order": gr.Dropdown(
+            orders(infos, dataset),
+            value=default.order,
+            label=text.CUT_ORDER,
+            elem_id="nb-cut-order",
+            **UNPLACED,
+        ),
     }
+
+
+def layer_choices(infos: Sequence[VariantInfo], dataset: str) -> list[tuple[str, int]]:
+    """Layers of the dense model of a data set, counted from one."""
+    sites = next((i.site_names for i in infos if i.dataset == dataset and i.base is None), ())
+    layers = sorted({layer_and_kind(site)[0] for site in sites})
+    return [(str(layer), layer) for layer in layers]
+
+
+def dataset_of(infos: Sequence[VariantInfo], chosen: Sequence[str]) -> str:
+    """Data set of the chosen models, or of the first one served."""
+    known = [info.dataset for info in infos if info.id in chosen] or [i.dataset for i in infos]
+    return known[0] if known else ""
+
+
+def variant_choices(infos: Sequence[VariantInfo], dataset: str) -> list[tuple[str, str]]:
+    """Words and ids of the models that can be compared with each other."""
+    return [(info.title, info.id) for info in infos if info.dataset == dataset]
 
 
 def target_choices(infos: Sequence[VariantInfo], chosen: Sequence[str]) -> list[tuple[str, str]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -11,13 +13,14 @@ from pathlib import Path
 from PIL import Image
 
 from app import markup, text
+from app.images import load_image
 
 FOLDER = Path(__file__).resolve().parent / "examples"
 THUMBNAIL = 96
 """Pixels, twice what is shown, for sharp screens."""
 ON_CLICK = """element.addEventListener('click', (event) => {
   const chosen = event.target.closest('[data-example]');
-  if (chosen) trigger('select', {index: Number(chosen.dataset.example)});
+  if (chosen) trigger('select', {name: chosen.dataset.example});
 });"""
 
 
@@ -26,27 +29,63 @@ class Example:
     """A photo that the page offers."""
 
     path: Path
+    dataset: str
+    """Whose models know what is on it."""
     label: str
     """What is on it, in a word or two."""
     alt: str
     """What is on it, in a sentence."""
+
+    @property
+    def name(self) -> str:
+        """What a link calls it."""
+        return self.path.stem
 
 
 def read_examples(folder: Path = FOLDER) -> tuple[Example, ...]:
     """The photos that `examples.json` lists, in its order."""
     listed = json.loads((folder / "examples.json").read_text(encoding="utf-8"))["photos"]
     return tuple(
-        Example(path=folder / photo["file"], label=photo["label"], alt=photo["alt"])
+        Example(
+            path=folder / photo["file"],
+            dataset=photo["dataset"],
+            label=photo["label"],
+            alt=photo["alt"],
+        )
         for photo in listed
     )
 
 
+def of_dataset(examples: Sequence[Example], dataset: str) -> tuple[Example, ...]:
+    """Those made for the models of a data set, or all if there are none such."""
+    return tuple(e for e in examples if e.dataset == dataset) or tuple(examples)
+
+
+def find(image: Image.Image) -> Example | None:
+    """The example that a photo is, None for a visitor's own.
+
+    Args:
+        image: From `load_image`.
+    """
+    return _by_digest().get(digest(image))
+
+
+def digest(image: Image.Image) -> bytes:
+    """Equal for equal pixels."""
+    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
+
+
+@functools.cache
+def _by_digest() -> Mapping[bytes, Example]:
+    return {digest(load_image(example.path)): example for example in read_examples()}
+
+
 def strip(examples: Sequence[Example]) -> str:
-    """A labelled row of buttons, one a photo; `ON_CLICK` makes a click an event with its index."""
+    """A labelled row of buttons, one a photo; `ON_CLICK` makes a click an event with its name."""
     buttons = "".join(
-        f'<button type="button" data-example="{index}" title="{escape(example.label)}">'
-        f"{_thumbnail(example)}</button>"
-        for index, example in enumerate(examples)
+        f'<button type="button" data-example="{escape(example.name)}" '
+        f'title="{escape(example.label)}">{_thumbnail(example)}</button>'
+        for example in examples
     )
     return f'<p>{escape(text.EXAMPLES)}</p><div class="nb-strip">{buttons}</div>'
 

@@ -7,18 +7,14 @@ would change each other's maps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from app.path_integral import Logit, integrate
+from app.path_integral import batch_of, gradients_of, integrate
 from app.question import Found, Question, attribution_method
 
 SEED = 0
-BATCH = 4
-"""Photos differentiated at once; more are no faster on a CPU."""
 SMOOTH_SAMPLES = 16
 SMOOTH_NOISE = 0.1
 """Standard deviation of the noise, as a share of the range of pixels (the source: 0.1 to 0.2)."""
@@ -101,7 +97,7 @@ def smoothgrad(question: Question) -> Found:
     noise = torch.randn(SMOOTH_SAMPLES, *image.shape[1:], generator=_generator())
     noisy = image + SMOOTH_NOISE * noise.to(image)
     total = torch.zeros_like(image, dtype=torch.float64)
-    for gradients, _ in _gradients(question.logit, noisy):
+    for gradients, _ in gradients_of(question.logit, noisy):
         total += gradients.double().sum(0, keepdim=True)
     return Found(
         patches=to_patches(total / SMOOTH_SAMPLES, question.patch_size, signed=False),
@@ -137,10 +133,10 @@ def gradient_shap(question: Question) -> Found:
     references = colours.to(image).expand(-1, *image.shape[1:])
     ways = image - references
     points = references + ((spread + within) / SHAP_SAMPLES).to(image) * ways
-    gradients = torch.cat([found for found, _ in _gradients(question.logit, points)])
+    gradients = torch.cat([found for found, _ in gradients_of(question.logit, points)])
     values = (ways.double() * gradients.double()).mean(0, keepdim=True)
     with torch.no_grad():
-        starts = [question.logit(part).double() for part in references.split(BATCH)]
+        starts = [question.logit(part).double() for part in references.split(batch_of(image))]
         change = (question.logit(image).double() - torch.cat(starts).mean()).item()
     miss = abs(values.sum().item() - change)
     return Found(
@@ -192,13 +188,3 @@ def _photo(question: Question) -> Tensor:
 
 def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(SEED)
-
-
-def _gradients(logit: Logit, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Gradients [b, 3, S, S] and logits [b] of a few images at a time."""
-    for part in images.split(BATCH):
-        point = part.detach().requires_grad_()
-        found = logit(point)
-        # Images of a batch do not touch each other, so the sum's gradient is each one's own.
-        (gradients,) = torch.autograd.grad(found.sum(), point)
-        yield gradients, found.detach()

@@ -2,40 +2,49 @@
 
 from __future__ import annotations
 
-import logging
+import itertools
 import threading
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-import onnxruntime
 import torch
 
+from app.batches import Answered, Lane, Line, Watcher
 from app.errors import UserError
-from app.provider import CUDA, choose_provider, providers, session_options, usable_threads
 from app.registry import Model
 from nbcore.checkpoint import Variant
+from nbcore.serve import (
+    ALL,
+    CPU,
+    LOGITS,
+    ServedSession,
+    Serving,
+    choose_provider,
+    open_served,
+    usable_threads,
+)
 
-logger = logging.getLogger(__name__)
+GROUP = "token_group"
+CPU_BATCH, GPU_BATCH = 8, 32
+"""Images of one run: more are no faster."""
+FULL_SIZES = (1, 2, 4, 8)
+"""Batch sizes at which loads are served on a GPU: they are asked for one photo at a time."""
+GPU_LANES = 4
+"""Variants that run at the same time on a GPU, which a single one does not fill."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Output:
-    """What one run of a graph says about one photo."""
+class Answer:
+    """What a variant says about one photo."""
 
     logits: np.ndarray
     """[K]."""
-    unit_load: np.ndarray
-    """[U]."""
-    token_load: np.ndarray
-    """[L, P]."""
-    stream: np.ndarray
-    """rho per site [L]."""
     group: np.ndarray | None
     """int64 [P]: the token that carries each patch; None where nothing is merged."""
     provider: str
+    """ONNX Runtime's provider that really ran, e.g. "CPUExecutionProvider"."""
     latency_ms: float
-    """Wall time of this run, arrays in host memory, after the session was warmed up."""
+    """Wall time of the run that held this photo, arrays in host memory, session warm."""
 
     @property
     def probs(self) -> np.ndarray:
@@ -46,6 +55,18 @@ class Output:
     def log_probs(self) -> np.ndarray:
         shifted = self.logits.astype(np.float64) - self.logits.max()
         return shifted - np.log(np.exp(shifted).sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output(Answer):
+    """What a variant says about one photo, and what its layers carry."""
+
+    unit_load: np.ndarray
+    """[U]."""
+    token_load: np.ndarray
+    """[L, P]."""
+    stream: np.ndarray
+    """rho per site [L]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +99,7 @@ class Prediction:
 
 
 def to_prediction(
-    variant: Variant, output: Output, base: Output | None, top_k: int, parity: float | None
+    variant: Variant, output: Answer, base: Answer | None, top_k: int, parity: float | None
 ) -> Prediction:
     """Name the top classes of an output and hold it against the dense base's."""
     probs = output.probs
@@ -105,26 +126,74 @@ def to_prediction(
 
 
 class Predictor:
-    """Opens each model's session at first use and runs photos; safe to share between threads."""
+    """Opens each model's sessions at first use and runs photos; safe to share between threads.
 
-    def __init__(self, device: str = "auto", threads: int = 0) -> None:
+    A model has two sessions: one gives logits alone, in the precision that is served, and one all
+    loads too, in single precision, with gates. The loads cost up to a third of a run, so they are
+    computed where they are asked for.
+    """
+
+    def __init__(self, device: str = "auto", threads: int = 0, precision: str = "fp32") -> None:
         """Find the provider.
 
         Args:
-            device: "auto", "cpu" or "cuda".
+            device: "auto", "cpu", "cuda" or "tensorrt".
             threads: CPU threads of one run, 0 for every usable core.
+            precision: Of predictions: "fp32", "tf32", "fp16" or "int8".
 
         Raises:
-            ValueError: If "cuda" was asked for and no session runs there.
+            ValueError: If the device is not to be had, or does not compute in the precision.
         """
         self.provider = choose_provider(device)
+        on_cpu = self.provider == CPU
+        device = "cpu" if on_cpu else "cuda" if device == "auto" else device
+        self.serving = Serving(device=device, precision=precision, threads=threads)
         # Gradients are taken where sessions really run: torch may claim a GPU that is not there.
-        self.torch_device = "cuda" if self.provider == CUDA else "cpu"
-        if self.provider == CUDA:
+        self.torch_device = "cpu" if on_cpu else "cuda"
+        if not on_cpu:
             torch.backends.cudnn.allow_tf32 = False
         self.threads = usable_threads(threads)
-        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
+        self.batch = CPU_BATCH if on_cpu else GPU_BATCH
+        # On the CPU a run takes all threads it may, so runs take turns; where there are cores for
+        # more of such runs, they go side by side.
+        lanes = max(1, usable_threads(0) // self.threads) if on_cpu else GPU_LANES
+        self._lanes = [Lane(most_images=self.batch) for _ in range(lanes)]
+        self._next_lane = itertools.cycle(self._lanes)
+        self._lines: dict[tuple[str, bool], Line] = {}
         self._opening = threading.Lock()
+
+    def watch(self, watcher: Watcher) -> None:
+        """Let a function be called after each run; `Watcher` says with what."""
+        for lane in self._lanes:
+            lane.watchers.append(watcher)
+
+    def waiting(self) -> int:
+        """Requests that wait for a run."""
+        return sum(lane.waiting() for lane in self._lanes)
+
+    def answer(
+        self, model: Model, image: np.ndarray, unit_gate: np.ndarray | None = None
+    ) -> Answer:
+        """What a model says about one photo.
+
+        Args:
+            model: Which variant.
+            image: RGB in [0, 1], float32 [3, S, S].
+            unit_gate: Factors on contributions [U]; None means ones.
+
+        Raises:
+            UserError: If the session cannot be opened or run.
+        """
+        if unit_gate is not None:
+            return self.run(model, image, unit_gate)
+        found = self._ask(model, image[None], full=False)
+        group = found.outputs.get(GROUP)
+        return Answer(
+            logits=found.outputs["logits"][0],
+            group=None if group is None else group[0],
+            provider=found.provider,
+            latency_ms=found.seconds * 1e3,
+        )
 
     def run(
         self,
@@ -133,7 +202,7 @@ class Predictor:
         unit_gate: np.ndarray | None = None,
         unit_keep: np.ndarray | None = None,
     ) -> Output:
-        """Run one photo.
+        """What a model says about one photo, and its loads.
 
         Args:
             model: Which variant.
@@ -144,32 +213,22 @@ class Predictor:
         Raises:
             UserError: If the session cannot be opened or run.
         """
-        feed = {"image": image[None]}
-        for name, value in (("unit_gate", unit_gate), ("unit_keep", unit_keep)):
-            if value is not None:
-                feed[name] = value[None].astype(np.float32)
-        session = self._session(model)
-        start = time.perf_counter()
-        try:
-            found = session.run(None, feed)
-        except Exception as error:
-            raise UserError(f"{model.id} failed on this photo: {error}") from error
-        latency_ms = (time.perf_counter() - start) * 1e3
-        logits, unit_load, token_load, stream, *group = (value[0] for value in found)
+        found = self._ask(model, image[None], unit_gate, unit_keep, full=True)
+        outputs = {name: value[0] for name, value in found.outputs.items()}
         return Output(
-            logits=logits,
-            unit_load=unit_load,
-            token_load=token_load,
-            stream=stream,
-            group=group[0] if group else None,
-            provider=session.get_providers()[0],
-            latency_ms=latency_ms,
+            logits=outputs["logits"],
+            unit_load=outputs["unit_load"],
+            token_load=outputs["token_load"],
+            stream=outputs["stream"],
+            group=outputs.get(GROUP),
+            provider=found.provider,
+            latency_ms=found.seconds * 1e3,
         )
 
     def logits(
         self, model: Model, images: np.ndarray, unit_gate: np.ndarray | None = None
     ) -> np.ndarray:
-        """Class logits of several pictures in one run [B, K].
+        """Class logits of several pictures, so many in a run as are of use [B, K].
 
         Args:
             model: Which variant.
@@ -179,34 +238,58 @@ class Predictor:
         Raises:
             UserError: If the session cannot be opened or run.
         """
-        feed = {"image": images}
-        if unit_gate is not None:
-            gates = np.broadcast_to(unit_gate.astype(np.float32), (len(images), len(unit_gate)))
-            feed["unit_gate"] = np.ascontiguousarray(gates)
-        session = self._session(model)
-        try:
-            return session.run(["logits"], feed)[0]
-        except Exception as error:
-            raise UserError(f"{model.id} failed on parts of this photo: {error}") from error
+        full = unit_gate is not None
+        # Between its runs, others have their turn.
+        starts = range(0, len(images), self.batch)
+        runs = [
+            self._ask(model, images[start : start + self.batch], unit_gate, full=full)
+            for start in starts
+        ]
+        return np.concatenate([run.outputs["logits"] for run in runs])
 
-    def _session(self, model: Model) -> onnxruntime.InferenceSession:
-        with self._opening:
-            if model.id not in self._sessions:
-                self._sessions[model.id] = self._open(model)
-            return self._sessions[model.id]
+    def warm(self, model: Model) -> None:
+        """Open a model's sessions and run each once, so that no visitor waits for it.
 
-    def _open(self, model: Model) -> onnxruntime.InferenceSession:
-        path = model.file("onnx")
+        Raises:
+            UserError: If one cannot be opened or run.
+        """
         side = model.variant.img_size
+        for full in (False, True):
+            self._ask(model, np.zeros((1, 3, side, side), np.float32), full=full)
+
+    def _ask(
+        self,
+        model: Model,
+        images: np.ndarray,
+        unit_gate: np.ndarray | None = None,
+        unit_keep: np.ndarray | None = None,
+        *,
+        full: bool,
+    ) -> Answered:
+        with self._opening:
+            key = (model.id, full)
+            if key not in self._lines:
+                # Both sessions of a model are apart, and so are neighbours in a comparison.
+                lane = next(self._next_lane)
+                self._lines[key] = Line(model.id, lambda: self._open(model, full), lane)
+            line = self._lines[key]
         try:
-            session = onnxruntime.InferenceSession(
-                path, session_options(self.threads), providers=providers(self.provider)
-            )
-            session.run(None, {"image": np.zeros((1, 3, side, side), np.float32)})
+            return line.ask(images, unit_gate, unit_keep)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{model.id} failed on this photo: {error}") from error
+
+    def _open(self, model: Model, full: bool) -> ServedSession:
+        path, serving = model.file("onnx"), self.serving
+        outputs = ALL
+        if full:
+            serving = replace(serving, precision="fp32", batch_sizes=FULL_SIZES)
+        else:
+            outputs = LOGITS if model.variant.merge is None else (*LOGITS, GROUP)
+        try:
+            session = open_served(path, serving, outputs=outputs, gates=full)
+            session.warm()
         except Exception as error:
             raise UserError(f"{model.id} cannot be run here: {error}") from error
-        if session.get_providers()[0] != self.provider:
-            logger.warning(
-                "%s runs on %s, not on %s", model.id, session.get_providers()[0], self.provider
-            )
         return session

@@ -9,8 +9,9 @@ from PIL import Image
 
 from app import text
 from app.amounts import amount, ratio
-from app.markup import failure, grid, legend, picture, table
-from app.service import BurdenMaps, VariantInfo
+from app.markup import failure, grid, legend, picture, table, term
+from app.readable import readable
+from app.service import BurdenMaps, VariantInfo, Which
 from app.sites import quantity_words, site_words
 
 
@@ -23,29 +24,67 @@ def maps(
     infos: Sequence[VariantInfo],
     cells: Mapping[str, BurdenMaps],
     pictures: Mapping[str, Image.Image],
+    nulls: Mapping[str, Image.Image],
     *,
     site: str,
     before: bool,
     scale: Image.Image | None,
 ) -> str:
-    """Heatmap of one site over the crop, one column a variant, all on one colour scale."""
-    columns = []
+    """Heatmap of one site over the crop, one column a variant, all on one colour scale.
+
+    Args:
+        infos: The columns.
+        cells: Burden by variant id.
+        pictures: The variants' maps, or with `before` those of dense cut live.
+        nulls: Those of dense cut live, for a row of their own.
+        site: Whose maps these are.
+        before: Show the dense model cut live instead of the trained variants.
+        scale: The colours of all.
+    """
+    which: Which = "null" if before else "trained"
+    columns, below = [], []
     for info in infos:
         cell = cells.get(info.id)
         if cell is None or info.id not in pictures:
             columns.append(failure((cell.reason if cell else None) or text.NO_MAP))
+            below.append("")
             continue
-        value = shown_values(cell, before=before)[cell.site_names.index(site)]
-        quantity = quantity_words(cell.quantity)
-        alt = text.MAP_ALT.format(title=info.title, quantity=quantity, site=site_words(site))
-        columns.append(
-            f"{picture(pictures[info.id], alt)}<p>{escape(site_words(site))}: "
-            f"<b>{amount(value, cell.quantity)}</b></p>"
-        )
+        columns.append(map_cell(info, cell, pictures[info.id], site, which))
+        shown = not before and not cell.is_dense and info.id in nulls
+        below.append(map_cell(info, cell, nulls[info.id], site, "null") if shown else "")
     shows = text.MAP_SHOWS.get(next((c.quantity for c in cells.values()), ""), "")
-    note = f'<p class="nb-note">{escape(shows)}</p>'
-    body = grid("", columns, kind="nb-pictures") + legend(scale, site_words(site))
+    note = f'<p class="nb-note">{escape(shows)} {escape(text.MAP_KEYS_LARGE)}</p>'
+    body = grid("", columns, kind="nb-pictures")
+    if any(below):
+        body += grid(null_heading(), below, kind="nb-pictures")
+    body += legend(scale, site_words(site))
     return f'<div class="nb-section" id="nb-maps" style="--n:{len(infos)}">{note}{body}</div>'
+
+
+def null_heading() -> str:
+    """What the second row of maps shows."""
+    return f"<h3>{escape(text.NULL_ROW)}</h3><p>{escape(text.NULL_ROW_HINT)}</p>"
+
+
+def map_cell(
+    info: VariantInfo, cell: BurdenMaps, drawn: Image.Image, site: str, which: Which = "trained"
+) -> str:
+    """One map that can be read patch by patch, above the value of the whole site."""
+    index, quantity = cell.site_names.index(site), quantity_words(cell.quantity)
+    words = text.NULL_MAP_ALT if which == "null" and not cell.is_dense else text.MAP_ALT
+    alt = words.format(title=info.title, quantity=quantity, site=site_words(site))
+    shown, values = picture(drawn, alt), cell.shown(which)
+    if values is not None:
+        shown = readable(
+            shown,
+            values[index],
+            # Maps of ratios hold their logarithms.
+            lambda value: amount(2**value if cell.quantity == "burden" else value, cell.quantity),
+            name=site_words(site),
+            groups=cell.outlines(which)[index],
+        )
+    total = shown_values(cell, before=which == "null")[index]
+    return f"{shown}<p>{escape(site_words(site))}: <b>{amount(total, cell.quantity)}</b></p>"
 
 
 def sheets(
@@ -89,7 +128,10 @@ def _table(info: VariantInfo, cell: BurdenMaps) -> str:
         for key, values in columns.items()
         if values is not None and len(values) == len(cell.site_names)
     }
-    heads = "".join(f'<th scope="col">{escape(text.NUMBER_COLUMNS[key])}</th>' for key in given)
+    heads = "".join(
+        f'<th scope="col">{term(text.NUMBER_COLUMNS[key], text.NUMBER_MEANS[key])}</th>'
+        for key in given
+    )
     rows = "".join(
         f'<tr><th scope="row">{escape(site_words(site))}</th>'
         + "".join(

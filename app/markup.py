@@ -13,10 +13,11 @@ from html import escape
 
 from PIL import Image
 
-from app import text
+from app import text, text_models
 from app.amounts import (
     MISSING,
     count,
+    fine,
     megabytes,
     milliseconds,
     percent,
@@ -24,6 +25,7 @@ from app.amounts import (
     signed,
     small,
 )
+from app.readable import readable
 from app.service import AttributionMap, AttributionMethod, Prediction, Status, VariantInfo
 
 
@@ -71,12 +73,6 @@ def grid(side: str, cells: Sequence[str], *, kind: str = "") -> str:
     return f'<div class="nb-grid {kind}"><div class="nb-side">{side}</div>{body}</div>'
 
 
-def waiting(title: str, *, columns: int, name: str) -> str:
-    """Placeholder of a part that is being computed."""
-    cells = ['<div class="nb-skeleton" aria-hidden="true"></div>'] * columns
-    return section(title, (), grid("", cells), columns=columns, name=name)
-
-
 def failure(reason: str) -> str:
     """A cell that could not be filled, and why."""
     return f'<p class="nb-failure">{escape(reason)}</p>'
@@ -88,10 +84,22 @@ def names(infos: Sequence[VariantInfo], *, before: bool) -> str:
     for info in infos:
         tag = text.REFERENCE if info.base is None else text.BEFORE.lower() if before else ""
         cells.append(
-            f'<strong title="{escape(info.id)}">{escape(info.title)}</strong>'
+            f"<strong>{term(info.title, meaning(info))}</strong>"
             f'<span class="nb-tag">{escape(tag)}</span>'
         )
     return f'<div style="--n:{len(infos)}">{grid("", cells)}</div>'
+
+
+def meaning(info: VariantInfo) -> str:
+    """What the words of a variant's title mean."""
+    if info.base is None:
+        return text.DENSE_MEANS
+    host = text_models.HOSTS.get(info.pruner or "", "")
+    parts = (info.mitigation or "").split("+")
+    added = "; ".join(text_models.MITIGATIONS.get(part, part) for part in parts)
+    return text.VARIANT_MEANS.format(
+        ratio=percent(info.macs_ratio, 0), pruner=info.pruner, host=host, added=added, id=info.id
+    )
 
 
 def predictions(
@@ -99,7 +107,7 @@ def predictions(
 ) -> str:
     """Top classes of every variant, one column each."""
     columns = [
-        _classes(info, cells[info.id])
+        classes(info, cells[info.id])
         if info.id in cells
         else failure(failures.get(info.id, text.NO_ANSWER))
         for info in infos
@@ -113,7 +121,8 @@ def predictions(
     )
 
 
-def _classes(info: VariantInfo, cell: Prediction) -> str:
+def classes(info: VariantInfo, cell: Prediction) -> str:
+    """The most likely classes of one model, and what that means beside dense."""
     rows = "".join(
         f'<li style="--p:{top.prob:.4f}"><span class="nb-name">{escape(top.class_name)}</span>'
         f'<span class="nb-prob">{percent(top.prob)}</span>'
@@ -213,7 +222,10 @@ def _heading(title: str, hint: str) -> str:
 
 def _attribution(info: VariantInfo, cell: AttributionMap, method: AttributionMethod) -> str:
     alt = text.ATTRIBUTION_ALT.format(title=info.title, method=method.title, target=cell.target)
-    shown = picture(cell.picture, alt) if cell.picture else failure(text.NO_MAP)
+    shown = failure(text.NO_MAP)
+    if cell.picture:
+        drawn, name = picture(cell.picture, alt), f"{method.title}, {info.title}"
+        shown = readable(drawn, cell.values, fine, name=name, groups=cell.groups)
     return f"{shown}<p>{escape(text.TARGET_IS.format(target=cell.target))}</p>"
 
 
@@ -237,7 +249,9 @@ def _difference(
 ) -> str:
     if cell.difference_picture is not None:
         alt = text.DIFFERENCE_ALT.format(title=info.title, method=method.title, target=cell.target)
-        return picture(cell.difference_picture, alt)
+        drawn, name = picture(cell.difference_picture, alt), f"{text.DIFFERENCE}, {info.title}"
+        assert cell.difference is not None
+        return readable(drawn, cell.difference, fine, name=name, groups=cell.groups)
     why = "base" if info.base is None else "class" if info.base in cells else "missing"
     return f'<p class="nb-none">{escape(text.NO_DIFFERENCE[why])}</p>'
 
@@ -340,6 +354,30 @@ def table(caption: str, heads: str, rows: str) -> str:
     )
 
 
+def take(address: str, query: str, *, packed: bool) -> str:
+    """Links to the files of a page and to the page itself.
+
+    Args:
+        address: Where the files lie.
+        query: That restores the view.
+        packed: Whether the photo is one that a link can name.
+    """
+    files = "".join(
+        f'<a href="{escape(address)}/{name}" download="{name}" title="{escape(hint)}">'
+        f"{escape(label)}</a>"
+        for name, (label, hint) in text.TAKE_FILES.items()
+    )
+    link = (
+        f'<a id="nb-link" href="{escape(query)}" title="{escape(text.TAKE_LINK_HINT)}">'
+        f"{escape(text.TAKE_LINK)}</a>"
+    )
+    note = "" if packed else f"<p>{escape(text.TAKE_OWN)}</p>"
+    return (
+        f'<nav class="nb-take" aria-label="{escape(text.TAKE)}"><p>{escape(text.TAKE)}</p>'
+        f"<div>{files}{link}</div>{note}</nav>"
+    )
+
+
 def progress(message: str, *, step: int, steps: int) -> str:
     """What is being computed, announced to screen readers."""
     where = escape(text.STEP_OF.format(step=step, steps=steps))
@@ -383,4 +421,22 @@ def standing(status: Status) -> str:
     refused = "".join(f"<li>{escape(reason)}</li>" for reason in status.refused.values())
     listed = f"<p>{escape(text.REFUSED)}</p><ul>{refused}</ul>" if refused else ""
     line = text.RUNS_ON.format(provider=provider, device=device)
-    return f'<div class="nb-standing"><p>{escape(line)} {escape(parity)}</p>{listed}</div>'
+    said = f"{line} {_precision(status)} {parity}"
+    return f'<div class="nb-standing"><p>{escape(said)}</p>{listed}</div>'
+
+
+def _precision(status: Status) -> str:
+    """What is computed in, and what that costs; nothing of fp32."""
+    if status.precision == "fp32":
+        return ""
+    found = list(status.effects.values())
+    if not found:
+        return text.PRECISION_UNKNOWN.format(precision=status.precision)
+    changes, images = [one.change for one in found], sum(one.num_images for one in found)
+    return text.PRECISION.format(
+        precision=status.precision,
+        images=f"{images:,}".replace(",", "\u202f"),
+        low=points(min(changes)),
+        high=points(max(changes)),
+        same=percent(sum(one.same_class * one.num_images for one in found) / images),
+    )

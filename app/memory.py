@@ -5,7 +5,6 @@ Only examples are remembered, so nothing of a visitor's photo outlives the answe
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -27,9 +26,6 @@ class RememberingService(Service):
 
     def __init__(self, registry: ModelRegistry, settings: Settings) -> None:
         super().__init__(registry, settings)
-        self._examples = {
-            _digest(self.load_image(example.path)) for example in gallery.read_examples()
-        }
         self._kept: OrderedDict[tuple[Any, ...], Cells[AttributionMap]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -44,22 +40,24 @@ class RememberingService(Service):
     ) -> Cells[AttributionMap]:
         """As `Service.attribute`, which holds the arguments and errors."""
         asked = self.default_variants() if variants is None else tuple(variants)
-        digest = _digest(image)
         # What is refused since is part of the key, for its cells must go.
-        key = (digest, asked, method, target, before_retraining, tuple(self.refused()))
+        key = (
+            gallery.digest(image),
+            asked,
+            method,
+            target,
+            before_retraining,
+            tuple(self.refused()),
+        )
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
         found = super().attribute(image, asked, method, target, before_retraining=before_retraining)
         # A failure may pass, so it is not kept.
-        if digest in self._examples and not found.failures:
+        if not found.failures and gallery.find(image):
             with self._lock:
                 self._kept[key] = found
                 while len(self._kept) > SIZE:
                     self._kept.popitem(last=False)
         return found
-
-
-def _digest(image: Image.Image) -> bytes:
-    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()

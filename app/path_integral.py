@@ -2,24 +2,31 @@
 
 Logits of trained models bend sharply in places, so equal steps waste most of theirs: each segment
 of the path is integrated by itself, and the one whose sum misses its logit's change by most is
-halved, until all misses together are small against the whole change.
+halved, until all misses together are small against the whole change. A segment has five equal
+steps, so that halves use its gradients again, and neighbours share the one between them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
-SEGMENT_STEPS = 5
+from app.turns import GRADIENTS
+
+BOOLE = (7 / 90, 32 / 90, 12 / 90, 32 / 90, 7 / 90)
+"""Weights of five equal steps, exact for polynomials up to the fifth degree."""
 FIRST_SEGMENTS = 4
-MAX_STEPS = 200
+MAX_STEPS = 201
 ACCEPTED_MISS = 0.01
 """What the sum may miss, as a share of the logit's change."""
 ACCEPTED_MISSES = 0.03
 """What the segments may miss if none cancels another: a sum can also be right by luck."""
+CPU_BATCH, GPU_BATCH = 4, 32
+"""Photos differentiated at once: more are no faster on a CPU, and fewer leave a GPU idle."""
 
 Logit = Callable[[Tensor], Tensor]
 """Images [B, 3, S, S] -> the explained class's logit [B]."""
@@ -50,8 +57,8 @@ def integrate(logit: Logit, reference: Tensor, image: Tensor) -> PathIntegral:
     """Integrated gradients of one photo.
 
     Stops when the sum misses at most 1 % of the change, and the segments' misses add up to at most
-    3 % regardless of their signs, or when another halving would take more than 200 gradients. On
-    photos, maps are then within 2 to 5 % of what 120 gradients in equal segments give.
+    3 % regardless of their signs, or when another halving would take more than 201 gradients. On
+    photos, maps are then within 2 to 6 % of what 257 gradients give.
 
     Args:
         logit: Differentiable with respect to the image.
@@ -60,25 +67,28 @@ def integrate(logit: Logit, reference: Tensor, image: Tensor) -> PathIntegral:
 
     Source:
         Sundararajan et al., "Axiomatic Attribution for Deep Networks", arXiv:1703.01365. Differs
-        in: the segments; within each, Captum's Gauss-Legendre quadrature is used.
+        in: the segments; within each, Boole's rule, whose gradients serve again in its halves.
+        Captum's Gauss-Legendre rule needs new ones, three times as many in the worst case.
     """
-    edges = [k / FIRST_SEGMENTS for k in range(FIRST_SEGMENTS + 1)]
-    segments = [_segment(logit, reference, image, a, b) for a, b in pairwise(edges)]
+    path = _Path(logit, reference, image)
+    # Wide batches halve several segments at once: they cost no more.
+    at_once = max(1, batch_of(image) // (len(BOOLE) - 1))
+    segments = path.segments(pairwise(k / FIRST_SEGMENTS for k in range(FIRST_SEGMENTS + 1)))
     change = sum(s.change for s in segments)
-    steps = sum(s.steps for s in segments)
-    while not _is_enough(segments, abs(change)) and steps + 2 * SEGMENT_STEPS <= MAX_STEPS:
-        worst = max(segments, key=lambda s: abs(s.miss))
-        segments.remove(worst)
-        middle = (worst.start + worst.end) / 2
-        segments.append(_segment(logit, reference, image, worst.start, middle))
-        segments.append(_segment(logit, reference, image, middle, worst.end))
-        steps += 2 * SEGMENT_STEPS
+    while not _is_enough(segments, abs(change)):
+        count = min(at_once, (MAX_STEPS - path.steps) // (len(BOOLE) - 1))
+        worst = sorted(segments, key=lambda s: -abs(s.miss))[:count]
+        if not worst:
+            break
+        halves = [(s.start, (s.start + s.end) / 2, s.end) for s in worst]
+        segments = [s for s in segments if s not in worst]
+        segments += path.segments(pair for half in halves for pair in pairwise(half))
     return PathIntegral(
         start=0.0,
         end=1.0,
         values=sum((s.values for s in segments[1:]), segments[0].values),
         miss=sum(s.miss for s in segments),
-        steps=steps,
+        steps=path.steps,
     )
 
 
@@ -90,19 +100,62 @@ def _is_enough(segments: Sequence[PathIntegral], change: float) -> bool:
     )
 
 
-def _segment(
-    logit: Logit, reference: Tensor, image: Tensor, start: float, end: float
-) -> PathIntegral:
-    # Here, since captum takes a second to import, which the start of the app cannot spare.
-    from captum.attr import IntegratedGradients
+class _Path:
+    """The way from the reference to the photo, with what is known of its points."""
 
-    way = image - reference
-    values, miss = IntegratedGradients(logit).attribute(
-        (reference + end * way).requires_grad_(),
-        reference + start * way,
-        n_steps=SEGMENT_STEPS,
-        return_convergence_delta=True,
-    )
-    return PathIntegral(
-        start=start, end=end, values=values.detach(), miss=miss.item(), steps=SEGMENT_STEPS
-    )
+    def __init__(self, logit: Logit, reference: Tensor, image: Tensor) -> None:
+        self._logit = logit
+        self._reference = reference
+        self._way = image - reference
+        self._known: dict[float, tuple[Tensor, float]] = {}
+
+    @property
+    def steps(self) -> int:
+        """Gradients taken."""
+        return len(self._known)
+
+    def segments(self, ends: Iterable[tuple[float, float]]) -> list[PathIntegral]:
+        """Integrals between pairs of places, each from 0 to 1."""
+        pairs = list(ends)
+        places = [[a + (b - a) * k / (len(BOOLE) - 1) for k in range(len(BOOLE))] for a, b in pairs]
+        self._learn(sorted({p for points in places for p in points} - self._known.keys()))
+        return [self._segment(points) for points in places]
+
+    def _learn(self, places: list[float]) -> None:
+        if not places:
+            return
+        shares = torch.tensor(places).reshape(-1, 1, 1, 1).to(self._way)
+        found = gradients_of(self._logit, self._reference + shares * self._way)
+        each = (pair for g, logits in found for pair in zip(g, logits.tolist(), strict=True))
+        for place, (gradient, value) in zip(places, each, strict=True):
+            self._known[place] = gradient[None], value
+
+    def _segment(self, places: list[float]) -> PathIntegral:
+        start, end = places[0], places[-1]
+        mean = sum(w * self._known[p][0].double() for w, p in zip(BOOLE, places, strict=True))
+        values = (end - start) * mean * self._way.double()
+        change = self._known[end][1] - self._known[start][1]
+        return PathIntegral(
+            start=start,
+            end=end,
+            values=values,
+            miss=values.sum().item() - change,
+            steps=len(places),
+        )
+
+
+def gradients_of(logit: Logit, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Gradients [b, 3, S, S] and logits [b] of a few images at a time."""
+    turns = GRADIENTS[images.device.type]
+    for part in images.split(batch_of(images)):
+        point = part.detach().requires_grad_()
+        with turns.one():
+            found = logit(point)
+            # Images of a batch do not touch each other, so the sum's gradient is each one's own.
+            (gradients,) = torch.autograd.grad(found.sum(), point)
+        yield gradients, found.detach()
+
+
+def batch_of(images: Tensor) -> int:
+    """How many images are differentiated at once where these lie."""
+    return CPU_BATCH if images.device.type == "cpu" else GPU_BATCH

@@ -68,10 +68,10 @@ def with_pictures(crop: Image.Image, cells: Cells[AttributionMap]) -> Cells[Attr
     for key, cell in cells.items():
         drawn[key] = replace(
             cell,
-            picture=render.heatmap(crop, cell.values, scale),
+            picture=render.heatmap(crop, cell.values, scale, groups=cell.groups),
             difference_picture=None
             if cell.difference is None
-            else render.heatmap(crop, cell.difference, differences),
+            else render.heatmap(crop, cell.difference, differences, groups=cell.groups),
         )
     return drawn
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import gradio as gr
@@ -10,7 +11,10 @@ from gradio import processing_utils
 from gradio.utils import get_upload_folder
 from PIL import Image
 
+from app.flips import Chapter, Flips, Item
 from app.service import AttributionMap, BurdenMaps, Cells, Difference, Prediction, VariantInfo
+from nbcore.answers import kind_of
+from nbcore.checkpoint import write_atomically
 
 
 class VariantJson(TypedDict):
@@ -99,6 +103,32 @@ class ComparisonJson(TypedDict):
     image: gr.FileData
 
 
+FlipCellJson = TypedDict(
+    "FlipCellJson",
+    {
+        "class": str,
+        "prob": float,
+        "truth_prob": float,
+        "right": bool,
+        "kl_to_base": float,
+        "burden": float | None,
+    },
+)
+
+
+class FlipJson(TypedDict):
+    name: str
+    position: int
+    truth: str
+    answers: dict[str, FlipCellJson]
+    photo: gr.FileData | None
+
+
+class FlipsJson(TypedDict):
+    total: int
+    items: list[FlipJson]
+
+
 def by_id(cells: Mapping[str, Any], to_json: Callable[[Any], Any]) -> dict[str, Any]:
     failures = cells.failures if isinstance(cells, Cells) else {}
     return {key: to_json(cell) for key, cell in cells.items()} | {
@@ -168,3 +198,45 @@ def burden_json(found: BurdenMaps, picture: Image.Image | None) -> BurdenJson:
 
 def difference_json(found: Difference) -> DifferenceJson:
     return {key: getattr(found, key) for key in DifferenceJson.__annotations__}  # type: ignore[return-value]
+
+
+def flips_json(found: Flips, photo: Callable[[int], Path | None]) -> FlipsJson:
+    return {
+        "total": found.total,
+        "items": [_flip_json(item, photo(item.position)) for item in found.items],
+    }
+
+
+def _flip_json(item: Item, path: Path | None) -> FlipJson:
+    file: Any = (
+        None
+        if path is None
+        else gr.FileData(path=str(path), mime_type=f"image/{path.suffix[1:]}").model_dump()
+    )
+    return {
+        "name": item.name,
+        "position": item.position,
+        "truth": item.truth,
+        "answers": {
+            key: {
+                "class": cell.class_name,
+                "prob": cell.prob,
+                "truth_prob": cell.truth_prob,
+                "right": cell.right,
+                "kl_to_base": cell.kl_to_base,
+                "burden": cell.burden,
+            }
+            for key, cell in item.answers.items()
+        },
+        "photo": file,
+    }
+
+
+def flip_photo(chapter: Chapter, position: int) -> Path | None:
+    """A packed photo as a file that the server may show; None if it is not packed."""
+    data = chapter.photo(position)
+    if data is None:
+        return None
+    path = Path(get_upload_folder()) / f"flips-{chapter.dataset}" / f"{position}.{kind_of(data)}"
+    write_atomically(path, data)
+    return path

@@ -1,4 +1,4 @@
-"""FastAPI around the page: /healthz, /readyz and, at the root, Gradio's page and API."""
+"""FastAPI around the page: /healthz, /readyz, /metrics and, at the root, Gradio's page and API."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from app import gallery
+from app.errors import UserError
+from app.gate import MEGABYTE, Gate, Guarded
+from app.journal import Journal
+from app.logs import log_call
+from app.metrics import Gauges, Metrics
+from app.readable import script
 from app.service import Service
 from app.settings import Settings
-from app.theme import CSS, FAVICON, theme
+from app.takeaway import FILES, Takeaway
+from app.theme import FAVICON, STYLES, theme
 from app.ui import build_page
+from app.watch import watch
 
-MEGABYTE = 1024 * 1024
-"""As Gradio counts them in the sentence it shows."""
 SESSIONS = 500
 """Open pages whose results are remembered; the oldest forgets first."""
 
@@ -28,29 +35,32 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
         settings: Limits of uploads, queue and concurrency.
     """
     app = FastAPI(title="neural burden", docs_url=None, redoc_url=None, openapi_url=None)
+    files = Takeaway(service)
 
-    @app.get("/healthz")
-    def healthz() -> dict[str, str]:
-        """The process answers."""
-        return {"status": "ok"}
+    @app.get("/take/{token}/{name}")
+    def take(token: str, name: str) -> Response:
+        """A file of an open page, made now."""
+        try:
+            data = files.file(token, name)
+        except UserError as error:
+            return PlainTextResponse(str(error), status_code=404)
+        headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+        headers |= {"Content-Disposition": f'attachment; filename="{name}"'}
+        return Response(data, media_type=FILES[name][0], headers=headers)
 
-    @app.get("/readyz")
-    def readyz() -> JSONResponse:
-        """200 while at least one variant is served, else 503; the body tells which and on what."""
-        state = _standing(service)
-        return JSONResponse(state, status_code=200 if state["ready"] else 503)
-
-    page = build_page(service, concurrency=settings.concurrency)
+    page = build_page(service, files, concurrency=settings.concurrency)
     page.queue(max_size=settings.queue_size, api_open=False)
     page.state_session_capacity = SESSIONS
     # Mounting leaves this False, and then a client may name any file of the server as its upload.
     page.has_launched = True
+    _guard(app, page, service, settings)
     return gr.mount_gradio_app(
         app,
         page,
         path="/",
         theme=theme(),
-        css_paths=[CSS],
+        css_paths=list(STYLES),
+        head=script(),
         favicon_path=str(FAVICON),
         allowed_paths=[str(gallery.FOLDER)],
         max_file_size=int(settings.max_upload_mb * MEGABYTE),
@@ -61,12 +71,53 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
     )
 
 
-def _standing(service: Service) -> dict[str, Any]:
+def _guard(app: FastAPI, page: gr.Blocks, service: Service, settings: Settings) -> None:
+    """Routes for operators, and the gate before all others; `app.state` keeps gate and journal."""
+    journal = Journal()
+    gate = Gate(settings=settings, journal=journal, queued=lambda: len(page._queue))
+    watch(page, journal)
+    status = service.status()
+    gauges = Gauges(
+        running=lambda: journal.running,
+        queued=gate.queued,
+        queue_size=settings.queue_size,
+        runs_waiting=service.predictor.waiting,
+        served=lambda: len(service.variants()),
+        refused=lambda: len(service.refused()),
+        ready=lambda: _standing(service, gate)["ready"],
+    )
+    metrics = Metrics(gauges, provider=status.provider, device=status.device)
+    journal.listeners += [metrics.call, log_call]
+    service.predictor.watch(metrics.batch)
+    app.state.gate, app.state.journal = gate, journal
+    app.add_middleware(Guarded, gate=gate)
+
+    @app.get("/healthz")
+    def healthz() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    def readyz() -> JSONResponse:
+        """200 while calls may be sent here, else 503; the body tells what is served and on what."""
+        state = _standing(service, gate)
+        return JSONResponse(state, status_code=200 if state["ready"] else 503)
+
+    @app.get("/metrics")
+    def metrics_route() -> Response:
+        """What Prometheus reads."""
+        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _standing(service: Service, gate: Gate) -> dict[str, Any]:
+    """Ready means: variants were verified, all have been run and held against torch, and the server
+    is not stopping."""
     status = service.status()
     variants = [info.id for info in service.variants()]
     return {
-        "ready": bool(variants),
+        "ready": bool(variants) and status.ready and not gate.closed,
         "checked": status.ready,
+        "stopping": gate.closed,
         "provider": status.provider,
         "device": status.device,
         "variants": variants,

@@ -8,21 +8,31 @@ from pathlib import Path
 
 from PIL import Image
 
-from app import burden, images, pictures
+from app import burden, images, pictures, text
+from app.ablation import LARGEST, SMALLEST, Ablated, Ablation, ablate
 from app.attribution import ATTRIBUTIONS, AttributionMap, AttributionMethod, attribute
+from app.benches import Bench, read_benches
 from app.burden import BurdenMaps, Which
 from app.catalog import VariantInfo, catalog, default_ids
 from app.comparison import Comparison, Difference, against_base, difference
 from app.errors import NoAnswerError, UserError
+from app.flips import FlipBook
 from app.inference import Prediction, Predictor, TopClass, to_prediction
+from app.latency import Latency, Stopwatch
 from app.parity import ParityCheck, difference_on
+from app.precision import Effect, effects
 from app.quantities import QUANTITIES
+from app.records import Record, records
 from app.registry import Model, ModelRegistry
 from app.settings import Settings
+from app.studies import Study, read_study, study_names
 from app.task import Cells, Run, Task
+from app.timeline import Timeline, read_timeline
 from app.trust import Served, removal_scores
 
 __all__ = [
+    "Ablated",
+    "Ablation",
     "AttributionMap",
     "AttributionMethod",
     "BurdenMaps",
@@ -34,6 +44,7 @@ __all__ = [
     "Status",
     "TopClass",
     "VariantInfo",
+    "Which",
 ]
 
 DEFAULT_METHOD = "integrated_gradients"
@@ -48,6 +59,10 @@ class Status:
     """What ONNX Runtime runs on: CUDAExecutionProvider or CPUExecutionProvider."""
     device: str
     """Where gradients are taken: cuda or cpu."""
+    precision: str
+    """What predictions are computed in."""
+    effects: Mapping[str, Effect]
+    """What that precision does to a variant, as far as it was measured; none for fp32."""
     parity: Mapping[str, float | None]
     """Largest |ONNX - torch| of a logit on the start-up photos by variant; None while pending."""
     refused: Mapping[str, str]
@@ -67,8 +82,13 @@ class Service:
     def __init__(self, registry: ModelRegistry, settings: Settings) -> None:
         self.registry = registry
         self.settings = settings
-        self.predictor = Predictor(settings.device, settings.threads)
+        self.predictor = Predictor(settings.device, settings.threads, settings.precision)
         self.parity = ParityCheck(registry, self.predictor)
+        self.stopwatch = Stopwatch(self.predictor)
+        variants = [model.variant for model in registry.models()]
+        exact = settings.precision == "fp32"
+        self._effects = {} if exact else effects(registry.folder, variants, settings.precision)
+        self.flips = FlipBook(registry)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Service:
@@ -80,11 +100,46 @@ class Service:
         return cls(ModelRegistry(settings.checkpoints), settings)
 
     def start_checks(self, photos: Sequence[Image.Image] = ()) -> None:
-        """Compare ONNX with torch in the background, on RGB photos or on generated pictures."""
+        """Compare ONNX with torch in the background, on RGB photos or on generated pictures.
+
+        On a GPU, sessions are opened before: while one records its runs, nothing else may ask for
+        the GPU's memory.
+        """
+        if self.predictor.torch_device != "cpu":
+            for model in self.registry.models():
+                try:
+                    self.predictor.warm(model)
+                except UserError as error:
+                    self.registry.refuse(model.id, str(error))
         self.parity.start(photos, self.default_variants())
 
     def variants(self) -> tuple[VariantInfo, ...]:
         return catalog([model.variant for model in self.registry.models()])
+
+    def records(self) -> tuple[Record, ...]:
+        """All that is known of the served variants, their entries in the manifest included."""
+        return records(self.registry.models())
+
+    def timeline(self, variant: str) -> Timeline:
+        """Loads and budget of a variant while it trained."""
+        model = self.registry[variant]
+        return read_timeline(model.file("history"), model.variant)
+
+    def latencies(self, variants: Sequence[str], *, again: bool = False) -> Mapping[str, Latency]:
+        """Median time of one photo on this device by id, measured once and remembered."""
+        return self.stopwatch.measure([self.registry[name] for name in variants], again=again)
+
+    def benches(self) -> tuple[Bench, ...]:
+        """Times as they were measured on other machines."""
+        return read_benches(self.registry.folder)
+
+    def study_names(self) -> tuple[str, ...]:
+        """Studies whose results lie in the checkpoint folder."""
+        return study_names(self.registry.folder)
+
+    def study(self, name: str) -> Study:
+        """Results of one of `study_names()`."""
+        return read_study(self.registry.folder, name)
 
     def refused(self) -> Mapping[str, str]:
         """Why a variant is not served, by id."""
@@ -103,6 +158,8 @@ class Service:
         return Status(
             provider=self.predictor.provider,
             device=self.predictor.torch_device,
+            precision=self.predictor.serving.precision,
+            effects=self._effects,
             parity=self.parity.found(),
             refused=self.registry.refused,
             ready=self.parity.done,
@@ -222,6 +279,32 @@ class Service:
 
         return task.each(one)
 
+    def ablate(
+        self,
+        image: Image.Image,
+        variants: Sequence[str] | None = None,
+        ablation: Ablation | None = None,
+        top_k: int = 5,
+    ) -> Ablated:
+        """What the dense base of the first variant says and carries with units turned off.
+
+        Args:
+            image: From `load_image`.
+            variants: Ids.
+            ablation: Which units; half of each site, the smallest loads first, if not given.
+            top_k: How many classes are named.
+        """
+        task, ablation = self._task(image, variants), ablation or Ablation()
+        dense = self.registry.base_of(task.models[0])
+        if dense is None:
+            raise UserError(str(self.registry.base_problem(task.models[0])))
+        variant = None
+        if ablation.order not in (SMALLEST, LARGEST):
+            variant = self.registry[ablation.order]
+            if self.registry.base_of(variant) is not dense:
+                raise UserError(text.ERROR_CUT_ORDER.format(order=ablation.order, dense=dense.id))
+        return ablate(self.predictor, dense, task.pixels, ablation, top_k=top_k, variant=variant)
+
     def compare(
         self,
         image: Image.Image,
@@ -334,6 +417,9 @@ class Service:
                 model.variant.patch_size,
             ),
             served=self._served(task, run),
+            groups=None
+            if run.output.group is None
+            else run.output.group.reshape(model.variant.grid),
             note=" ".join(notes) or None,
         )
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 DEFAULT_CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
-DEVICES = ("auto", "cpu", "cuda")
+DEVICES = ("auto", "cpu", "cuda", "tensorrt")
+PRECISIONS = ("fp32", "tf32", "fp16", "int8")
+LOG_FORMATS = ("text", "json")
 
 
 def _spec(
@@ -58,10 +60,19 @@ class Settings:
     device: str = field(
         default="auto",
         metadata=_spec(
-            "auto, cpu or cuda; auto takes CUDA where a session really runs there",
+            "auto, cpu, cuda or tensorrt; auto takes CUDA where a session really runs there",
             lambda value: str(value).lower(),
             f"one of {', '.join(DEVICES)}",
             lambda value: value in DEVICES,
+        ),
+    )
+    precision: str = field(
+        default="fp32",
+        metadata=_spec(
+            "of predictions: fp32; tf32 or fp16 on a GPU; int8 on the CPU; burden stays fp32",
+            lambda value: str(value).lower(),
+            f"one of {', '.join(PRECISIONS)}",
+            lambda value: value in PRECISIONS,
         ),
     )
     threads: int = field(
@@ -71,7 +82,7 @@ class Settings:
         ),
     )
     concurrency: int = field(
-        default=2, metadata=_whole("requests computed at the same time", 1, 64)
+        default=8, metadata=_whole("requests at work at the same time, in turns", 1, 64)
     )
     queue_size: int = field(
         default=32, metadata=_whole("requests that may wait; more are told to come back", 1, 10_000)
@@ -81,6 +92,34 @@ class Settings:
     )
     max_megapixels: float = field(
         default=40.0, metadata=_amount("largest photo taken in, in million pixels", 1000)
+    )
+    max_request_mb: float = field(
+        default=1.0, metadata=_amount("largest request that is no upload, in MB", 1000)
+    )
+    rate_per_minute: int = field(
+        default=0,
+        metadata=_whole("calls and uploads a minute from one address; 0 sets no limit", 0, 100_000),
+    )
+    trusted_proxies: str = field(
+        default="127.0.0.1",
+        metadata=_spec(
+            "addresses whose X-Forwarded-For is believed, by commas; * believes all",
+            lambda value: str(value).strip(),
+            "addresses by commas, or *",
+            bool,
+        ),
+    )
+    stop_seconds: float = field(
+        default=25.0, metadata=_amount("time that running calls get when the app is stopped", 3600)
+    )
+    log_format: str = field(
+        default="text",
+        metadata=_spec(
+            "text, or json for one object a line",
+            lambda value: str(value).lower(),
+            f"one of {', '.join(LOG_FORMATS)}",
+            lambda value: value in LOG_FORMATS,
+        ),
     )
 
     def __post_init__(self) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -12,7 +14,7 @@ from PIL import Image
 
 from app.burden import survivors
 from app.errors import NoAnswerError, UserError
-from app.inference import Output, Predictor
+from app.inference import Answer, Predictor
 from app.registry import Model, ModelRegistry
 from nbcore.preprocessing import preprocess, to_array
 
@@ -37,7 +39,7 @@ class Run:
     model: Model
     gate: np.ndarray | None
     """Factors on its contributions [U]; None means ones."""
-    output: Output
+    output: Answer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,6 +54,9 @@ class Task:
     crop: Image.Image
     pixels: np.ndarray
     """float32 [3, S, S] in [0, 1]."""
+    _known: dict[str, Future[Answer]] = field(default_factory=dict, repr=False)
+    """What was asked before: every variant is held against the same dense answer."""
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @classmethod
     def of(
@@ -97,33 +102,64 @@ class Task:
         """
         base = self.registry.base_of(model)
         if not before_retraining or base is model:
-            return Run(model=model, gate=None, output=self.predictor.run(model, self.pixels))
+            return Run(model=model, gate=None, output=self._answer(model))
         if base is None:
             problem = self.registry.base_problem(model)
             raise UserError(f"{model.id} cannot be shown before retraining: {problem}")
         gate = survivors(model, base)
-        return Run(model=base, gate=gate, output=self.predictor.run(base, self.pixels, gate))
+        return Run(model=base, gate=gate, output=self.predictor.answer(base, self.pixels, gate))
 
-    def dense(self, model: Model) -> Output | None:
-        """Output of a variant's dense base, None without a usable one."""
+    def dense(self, model: Model) -> Answer | None:
+        """What a variant's dense base says, None without a usable one."""
         base = self.registry.base_of(model)
-        return None if base is None else self.predictor.run(base, self.pixels)
+        return None if base is None else self._answer(base)
 
     def each(self, compute: Callable[[Model], T]) -> Cells[T]:
         """Compute one cell per model; a failing one fails alone.
 
+        A GPU takes all of them at the same time. A CPU takes one after the other, each with all its
+        cores, which is as fast and fills the first column sooner.
+
         Raises:
             NoAnswerError: If all fail.
         """
-        cells: Cells[T] = Cells(self.failures)
-        for model in self.models:
+
+        def one(model: Model) -> T | _Failure:
             try:
-                cells[model.id] = compute(model)
+                return compute(model)
             except UserError as error:
-                cells.failures[model.id] = str(error)
+                return _Failure(str(error))
             except Exception:
                 logger.exception("%s failed", model.id)
-                cells.failures[model.id] = f"{model.id} failed; the server's log says why."
+                return _Failure(f"{model.id} failed; the server's log says why.")
+
+        if self.predictor.torch_device == "cpu":
+            found = [one(model) for model in self.models]
+        else:
+            with ThreadPoolExecutor(len(self.models)) as pool:
+                found = list(pool.map(one, self.models))
+        cells: Cells[T] = Cells(self.failures)
+        for model, cell in zip(self.models, found, strict=True):
+            if isinstance(cell, _Failure):
+                cells.failures[model.id] = str(cell)
+            else:
+                cells[model.id] = cell
         if not cells:
             raise NoAnswerError(cells.failures)
         return cells
+
+    def _answer(self, model: Model) -> Answer:
+        """What a model says, asked once; whoever asks meanwhile waits for it."""
+        with self._lock:
+            first = model.id not in self._known
+            future = self._known.setdefault(model.id, Future())
+        if first:
+            try:
+                future.set_result(self.predictor.answer(model, self.pixels))
+            except Exception as error:
+                future.set_exception(error)
+        return future.result()
+
+
+class _Failure(str):
+    """Why a model has no cell."""

@@ -17,6 +17,8 @@ LEAD = (
 PHOTO = "Photo"
 PHOTO_ALT = "The photo you chose"
 PHOTO_HINT = "Drop a photo here, paste one, or click to choose a file"
+DATASET = "Trained on"
+DATASET_HINT = "Models of different data sets know different classes, so they are not mixed."
 EXAMPLES = "Or try one of these"
 VARIANTS = "Models to compare"
 VARIANTS_HINT = "Two to four. MACs are the multiply-adds that one photo costs."
@@ -35,6 +37,7 @@ SITE_HINT = "Attention mixes patches; the MLP works on each patch alone."
 
 # Progress
 INVITATION = "Choose a photo and press Compare."
+FIRST_VIEW = "An example to begin with. Now choose a photo of your own, or other models."
 WORKING_PREDICT = "Asking each model …"
 WORKING_BURDEN = "Measuring what each layer carries …"
 WORKING_ATTRIBUTION = "Tracing where each model looked: {method} …"
@@ -48,6 +51,11 @@ PREDICTIONS_SHOWS = (
     "percentage points."
 )
 REFERENCE = "the reference"
+DENSE_MEANS = "The model before any pruning, against which the others are held."
+VARIANT_MEANS = (
+    "Costs {ratio} of the multiply-adds of dense. Pruned by {pruner}, which {host}; against the "
+    "damage: {added}. ({id})"
+)
 SAYS_OTHER = "“{title}” says {own}; dense said {base}."
 SAYS_SAME = "“{title}” says {own}, as dense does."
 SAYS_ALONE = "“{title}” says {own}."
@@ -155,7 +163,23 @@ MAP_SHOWS = {
 CHART_ALT = "{quantity} of every layer of {title}: {values}"
 CHART_HINT = "Click a layer to see it on the photo."
 NULL_MARK = "hollow: before retraining"
+NULL_MARK_HINT = (
+    "The dense model cut live to the same units, with no training afterwards. What lies between "
+    "hollow and full came with retraining."
+)
+SITE_MEANS = {
+    "attn": "The part of a layer that mixes patches; its units are attention heads.",
+    "mlp": "The part of a layer that works on each patch alone; its units are hidden neurons.",
+}
+PICK_LAYER = "Show layer {layer} on the photo"
 WHOLE_LAYER = "whole layer"
+MAP_KEYS = "read its patches with the arrow keys"
+MAP_KEYS_LARGE = "Click a map to see it alone and large, and again to see all."
+PATCH = "{name} · row {row}, column {column} · {value}"
+PATCH_MERGED = " · one token with {count} more"
+NULL_ROW = "Before retraining"
+NULL_ROW_HINT = "The dense model cut live to the same units: what differs came with retraining."
+NULL_MAP_ALT = "{title} before retraining: {quantity} of {site}, over the photo"
 MAP_ALT = "{title}: {quantity} of {site}, over the photo"
 NO_VALUES = "Nothing to compare"
 ALL_LAYERS = "All layers at once"
@@ -167,12 +191,44 @@ NUMBERS_HINT = (
     "part of a high load is no overload. Signal is the size of the stream that the layer writes "
     "into, against the dense model's."
 )
+NUMBER_MEANS = {
+    "value": "What this layer carries in this model, on this photo.",
+    "null": NULL_MARK_HINT,
+    "selection": "Mean squared load of the units that were kept over that of all units, in dense.",
+    "stream": "Size of the stream of features that the layer writes into, over that in dense.",
+}
 NUMBER_COLUMNS = {
     "value": "now",
     "null": "before retraining",
     "selection": "selection",
     "stream": "signal",
 }
+
+# Prune it yourself
+CUT = "Prune the dense model yourself"
+CUT_SHOWS = (
+    "Turns units of the dense model off while you watch, with no training afterwards: what it then "
+    "says, and what the units that are left carry compared with themselves before."
+)
+CUT_LAYERS = "Layers"
+CUT_LAYERS_HINT = "None chosen means all."
+CUT_KINDS = "Parts"
+CUT_SHARE = "Units turned off, in percent"
+CUT_SHARE_HINT = "Of each chosen part of each chosen layer."
+CUT_ORDER = "What goes first"
+CUT_ORDERS = {
+    "smallest": "the smallest load on this photo",
+    "largest": "the largest load on this photo",
+}
+CUT_ORDER_VARIANT = "what “{title}” lost"
+CUT_TITLE = "dense, pruned here"
+CUT_SAYS = "{removed} of {total} units are off."
+CUT_UNITS_HINT = "Units are attention heads and the hidden neurons of the MLPs."
+CUT_NOTHING = "Nothing is turned off."
+ERROR_CUT_SHARE = "The share of units turned off must lie between 0 and 1, got {share}."
+ERROR_CUT_LAYER = "The dense model has no layer {layer}; its layers are 1 to {last}."
+ERROR_CUT_KIND = "The parts of a layer are attn and mlp, not {kind!r}."
+ERROR_CUT_ORDER = "{order} was not pruned from {dense}, so it cannot say what goes first."
 
 # What each model costs
 COST = "What each model costs"
@@ -192,11 +248,38 @@ COST_ROWS = {
 }
 OF_DENSE = "of dense"
 
+# Take it with you
+TAKE = "Take it with you"
+TAKE_FILES = {
+    "comparison.png": ("Picture", "PNG of the whole comparison"),
+    "numbers.json": ("Numbers", "JSON of every number on the page, in the words of the API"),
+    "maps.npz": ("Maps", "NumPy archive of every map, and of the crop that the models saw"),
+}
+TAKE_LINK = "Link"
+TAKE_LINK_HINT = "Address that brings back these models, this photo and these choices"
+TAKE_OWN = "Your own photo stays with you: the link brings back the models and choices only."
+POSTER_PHOTO = "Photo: {photo}. {method} for {target}."
+POSTER_OWN_PHOTO = "own upload"
+POSTER_VALUES = "Hollow marks: the dense model cut live, before retraining."
+ERROR_TAKE_GONE = "This page is no longer open or shows nothing; compare again, then download."
+ERROR_TAKE_NAME = "There is no file {name!r}; available: {known}."
+ERROR_LINK_VALUE = "This link names the {what} {value!r}; available: {known}."
+ERROR_LINK_LAYER = "This link names layer {layer!r}; a layer is a whole number from 1 on."
+
 # Foot
 RUNS_ON = "Predictions run on {provider}, gradients on {device}."
+PRECISION = (
+    "Predictions are computed in {precision}, loads and gradients in fp32: on {images} test photos "
+    "top-1 changes by between {low} and {high} points, and {same} of all answers stay."
+)
+PRECISION_UNKNOWN = (
+    "Predictions are computed in {precision}; what that does to their accuracy was not measured: "
+    "run `python -m nbcore bench precision`."
+)
 PROVIDERS = {
     "CPUExecutionProvider": "the CPU (ONNX Runtime)",
     "CUDAExecutionProvider": "a CUDA GPU (ONNX Runtime)",
+    "TensorrtExecutionProvider": "a CUDA GPU (ONNX Runtime with TensorRT)",
 }
 DEVICES = {"cpu": "the CPU (PyTorch)", "cuda": "a CUDA GPU (PyTorch)"}
 PARITY = "Served ONNX files agree with their PyTorch twins to {parity} in every score."
@@ -213,13 +296,23 @@ ABOUT_TEXT = (
     "came with retraining.",
     "A high burden is no verdict on a model: some ways of repairing a pruned model put load on the "
     "survivors on purpose. Judge models by their accuracy at equal cost.",
-    "Example photos: Imagenette (fast.ai), a subset of ImageNet, validation split.",
+    "Example photos: Imagenette (fast.ai), a subset of ImageNet, validation split; CIFAR-10 "
+    "(Krizhevsky 2009), test split.",
 )
 
 # Errors
 ERROR_GENERIC = (
     "Something went wrong here, and it has been logged. Try another photo, or reload the page."
 )
+ERROR_BUSY = (
+    "All places are taken: {count} requests are waiting already. Nothing is lost; ask again in a "
+    "few seconds."
+)
+ERROR_TOO_OFTEN = (
+    "More than {count} requests came from your address within a minute; wait a little."
+)
+ERROR_TOO_LARGE = "This request is larger than {limit:g} MB, the most that is taken here."
+ERROR_STOPPING = "This server is being stopped; ask again in a few seconds, when another has begun."
 ERROR_NO_PHOTO = "Choose a photo first: upload one, paste one, or click an example."
 ERROR_NOT_UPLOADED = (
     "The image must be an uploaded file: in Python wrap its path in gradio_client.handle_file."

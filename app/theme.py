@@ -6,8 +6,9 @@ from pathlib import Path
 
 import gradio as gr
 
-CSS = Path(__file__).resolve().parent / "assets" / "page.css"
-FAVICON = Path(__file__).resolve().parent / "assets" / "favicon.png"
+ASSETS = Path(__file__).resolve().parent / "assets"
+STYLES = tuple(sorted(ASSETS.glob("*.css")))
+FAVICON = ASSETS / "favicon.png"
 FONTS = [
     "system-ui",
     "-apple-system",
@@ -19,6 +20,7 @@ FONTS = [
 ]
 MONO_FONTS = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 ACCENT, ACCENT_STRONG = "#0f766e", "#115e59"
+SOFT, SOFT_DARK = "#6a655d", "#a8a298"
 
 
 def theme() -> gr.themes.Base:
@@ -38,6 +40,12 @@ def theme() -> gr.themes.Base:
         button_primary_background_fill_dark=ACCENT,
         button_primary_background_fill_hover=ACCENT_STRONG,
         button_primary_background_fill_hover_dark=ACCENT_STRONG,
+        # Gradio's own are too pale to read on white.
+        body_text_color_subdued=SOFT,
+        body_text_color_subdued_dark=SOFT_DARK,
+        block_info_text_color=SOFT,
+        block_info_text_color_dark=SOFT_DARK,
+        color_accent=ACCENT,
         button_primary_text_color="#ffffff",
         button_primary_text_color_dark="#ffffff",
     )

@@ -1,29 +1,55 @@
-"""The page: controls on the left, a column for each model on the right, what a touch does."""
+"""The page: tabs; in the first, controls on the left, a column for each model on the right."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from typing import Any
 
 import gradio as gr
 from PIL import Image
 
-from app import gallery, markup, text, visit
-from app.api import COMPUTE, Endpoints, in_plain_words, uploaded_path
-from app.controls import answer_controls, html, question_controls, target_choices
+from app import flips_tab, gallery, markup, models_tab, study_tab, takeaway, text, visit
+from app.ablation_view import orders
+from app.api import Endpoints, in_plain_words, uploaded_path
+from app.catalog import default_ids
+from app.controls import (
+    answer_controls,
+    dataset_of,
+    html,
+    layer_choices,
+    question_controls,
+    target_choices,
+    variant_choices,
+)
 from app.errors import UserError
-from app.service import AttributionMethod, Service
+from app.first_view import FirstView, default_choices, first_view
+from app.permalink import choices_of
+from app.quantities import QUANTITIES
+from app.service import Ablation, AttributionMethod, Service
+from app.tabs import COMPARE, HIDDEN, Compare, Tab, work
+from app.takeaway import Takeaway
 from app.visit import Choices, Parts, Visit
 
 VISIT_SECONDS = 3600
 CHOICES = ("variants", "method", "target", "before", "quantity", "layer", "kind")
 SITE = ("layer", "kind")
+CUT = ("cut_layers", "cut_kinds", "cut_share", "cut_order")
+DATASET = ("dataset", "image", "examples", "variants", "target", "cut_layers", "cut_order")
+"""Controls that another data set changes."""
 Steps = Callable[[Service, Visit], Iterator[Parts]]
 PICK_LAYER = """element.addEventListener('click', (event) => {
   const chosen = event.target.closest('[data-layer]');
   if (chosen) trigger('select', {layer: Number(chosen.dataset.layer)});
 });"""
+
+TABS: tuple[Tab, ...] = (
+    flips_tab.TAB,
+    models_tab.TAB,
+    study_tab.TAB,
+)
+"""After Compare, from left to right."""
 
 # The answer replaces the section, and with it this mark.
 DIM_MAPS = """() => {
@@ -32,13 +58,16 @@ DIM_MAPS = """() => {
 }"""
 
 
-def build_page(service: Service, *, concurrency: int) -> gr.Blocks:
+def build_page(service: Service, files: Takeaway, *, concurrency: int) -> gr.Blocks:
     """The page and, on it, the API.
 
     Args:
         service: Answers every question.
+        files: Makes what a visitor takes along.
         concurrency: Models at work at the same time, for the page and the API together.
     """
+    examples = gallery.read_examples()
+    first = first_view(service, examples)
     with gr.Blocks(
         title=text.TITLE,
         analytics_enabled=False,
@@ -46,22 +75,36 @@ def build_page(service: Service, *, concurrency: int) -> gr.Blocks:
         delete_cache=(VISIT_SECONDS, VISIT_SECONDS),
     ) as page:
         with gr.Column(elem_id="nb-page"):
-            asked = question_controls(service, gallery.read_examples())
-            parts = _layout(asked | answer_controls(service), service.attribution_methods())
-        parts["visit"] = gr.State(Visit(), time_to_live=VISIT_SECONDS)
+            html(f"<h1>{escape(text.TITLE)}</h1><p>{escape(text.LEAD)}</p>", "head")
+            with gr.Tabs(elem_id="nb-tabs") as tabs:
+                with gr.Tab(text.COMPARE, id=COMPARE):
+                    asked = question_controls(service, examples) | answer_controls(service)
+                    parts = _layout(asked, service.attribution_methods())
+                others = []
+                for tab in TABS:
+                    with gr.Tab(tab.title, id=tab.id) as opened:
+                        others.append((tab.lay_out(service), opened))
+        parts |= {"visit": gr.State(Visit(), time_to_live=VISIT_SECONDS), "tabs": tabs}
         # First, so that no event of the page takes the name of an endpoint.
         Endpoints(service).publish(concurrency=concurrency)
-        _Wiring(service, parts).connect(page, concurrency=concurrency)
+        compare = _Wiring(service, parts, files, first).connect(page, concurrency=concurrency)
+        for connect, opened in others:
+            connect(compare, opened)
+        for name, value in (first.parts if first else {}).items():
+            parts[name].value = value
     return page
 
 
 def _layout(parts: dict[str, Any], methods: Sequence[AttributionMethod]) -> dict[str, Any]:
-    html(f"<h1>{escape(text.TITLE)}</h1><p>{escape(text.LEAD)}</p>", "head")
     with gr.Row(elem_id="nb-main"):
         with gr.Column(elem_id="nb-controls", scale=0, min_width=300):
-            for name in ("image", "examples", "variants", "before", "compare"):
+            # Each stands in a box of its size, since the browser builds it later than the rest.
+            with gr.Column(elem_id="nb-photo-box"):
+                parts["image"].render()
+            for name in ("examples", "dataset", "variants", "before", "compare"):
                 parts[name].render()
             parts["status"] = html(markup.invitation(), "status")
+            parts["take"] = html("", "take")
         with gr.Column(elem_id="nb-results", scale=1, min_width=280):
             parts |= _results(parts, methods)
     parts["standing"] = html("", "standing")
@@ -77,7 +120,7 @@ def _results(widgets: dict[str, Any], methods: Sequence[AttributionMethod]) -> d
     heading(text.PREDICTIONS, "predictions")
     parts["predictions"] = html("", "predictions")
     heading(text.ATTRIBUTION, "attribution")
-    with gr.Row(elem_classes="nb-options"):
+    with gr.Row(elem_classes="nb-options", elem_id="nb-looks"):
         widgets["method"].render()
         widgets["target"].render()
     html(markup.methods(methods), "methods")
@@ -92,6 +135,14 @@ def _results(widgets: dict[str, Any], methods: Sequence[AttributionMethod]) -> d
     parts["maps"] = html("", "maps")
     with gr.Accordion(text.ALL_LAYERS, open=False, elem_id="nb-sheets"):
         parts["sheets"] = html("", "sheets")
+    heading(text.CUT, "cut")
+    with gr.Row(elem_classes="nb-options"):
+        widgets["cut_layers"].render()
+        widgets["cut_kinds"].render()
+    with gr.Row(elem_classes="nb-options"):
+        widgets["cut_share"].render()
+        widgets["cut_order"].render()
+    parts["ablation"] = html("", "ablation")
     heading(text.COST, "costs")
     parts["costs"] = html("", "costs")
     return parts
@@ -107,44 +158,89 @@ def _about() -> str:
 class _Wiring:
     """What happens when a visitor touches something."""
 
-    def __init__(self, service: Service, parts: dict[str, Any]) -> None:
+    def __init__(
+        self, service: Service, parts: dict[str, Any], files: Takeaway, first: FirstView | None
+    ) -> None:
         self.service = service
         self.parts = parts
+        self.files = files
+        self.first = first
         self.examples = gallery.read_examples()
 
-    def connect(self, page: gr.Blocks, *, concurrency: int) -> None:
-        """Attach every event; none of them is part of the API."""
-        parts = self.parts
-        hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        work = hidden | {
-            "preprocess": False,
-            "concurrency_limit": concurrency,
-            "concurrency_id": COMPUTE,
-            "trigger_mode": "multiple",
-        }
+    def connect(self, page: gr.Blocks, *, concurrency: int) -> Compare:
+        """Attach every event of Compare.
+
+        Returns:
+            What the other tabs may ask of it.
+        """
+        parts, computed = self.parts, work(concurrency)
         everything = self.named("visit", "image", *CHOICES)
-        choices = self.named("visit", *CHOICES[1:])
         start = in_plain_words(self.compare)
-        everywhere = self.named("standing", "status", *visit.RESULTS, *SITE)
-        touched = [parts["compare"].click, parts["image"].upload, parts["before"].input]
-        gr.on([page.load, *touched], start, everything, everywhere, **work)
-        picked = parts["examples"].select(
-            in_plain_words(self.pick_example), None, parts["image"], **hidden
+        everywhere = self.named("standing", "status", "take", *visit.RESULTS, *SITE)
+        touched = [parts["compare"].click, parts["image"].input, parts["before"].input]
+        gr.on(touched, start, everything, everywhere, **computed)
+        cut = ("cut_layers", "cut_order")
+        restored = self.named("image", "examples", "dataset", *CHOICES[:-2], *cut)
+        opened = in_plain_words(self.opened)
+        page.load(opened, parts["visit"], [*restored, *everywhere], **computed)
+
+        def compare_after(event: Any) -> None:
+            event.then(start, everything, everywhere, **computed)
+
+        def open_after(event: Any, opening: gr.State) -> None:
+            shown = self.named(*DATASET, "before", "tabs")
+            wanted = [parts["visit"], opening]
+            opens = in_plain_words(self.open_photo)
+            compare_after(event.success(opens, wanted, shown, **HIDDEN))
+
+        # Another data set means other models, classes and photos: its default comparison is made.
+        compare_after(
+            parts["dataset"].input(
+                in_plain_words(self.change_dataset),
+                self.named("visit", "dataset"),
+                self.named(*DATASET),
+                **HIDDEN,
+            )
         )
-        picked.then(start, everything, everywhere, **work)
+        compare_after(
+            parts["examples"].select(
+                in_plain_words(self.pick_example), None, parts["image"], **HIDDEN
+            )
+        )
+        self.connect_answers(computed)
+        return Compare(
+            tabs=parts["tabs"],
+            image=parts["image"],
+            open_after=open_after,
+            compare_after=compare_after,
+            work=computed,
+        )
+
+    def connect_answers(self, computed: Mapping[str, Any]) -> None:
+        """Attach what asks anew for a part of the answer."""
+        parts = self.parts
+        choices = self.named("visit", *CHOICES[1:])
         # The events below name only what they fill: Gradio empties a `gr.HTML` that is among the
         # outputs of two events in a row without getting a value.
         looks = [parts["method"].input, parts["target"].input]
-        attribution = self.named("attribution")
-        gr.on(looks, None, js=DIM_MAPS, **hidden)
-        gr.on(looks, self.again(visit.attributions), choices, attribution, **work)
-        burden = self.named("chart", "maps", "sheets", *SITE)
-        gr.on(parts["quantity"].input, self.again(visit.burdens), choices, burden, **work)
+        attribution = self.named("attribution", "take")
+        gr.on(looks, None, js=DIM_MAPS, **HIDDEN)
+        gr.on(looks, self.again(visit.attributions), choices, attribution, **computed)
+        burden = self.named("chart", "maps", "sheets", "take", *SITE)
+        gr.on(parts["quantity"].input, self.again(visit.burdens), choices, burden, **computed)
         sites = [parts["layer"].input, parts["kind"].input]
         again = self.again(visit.site_maps, picks=True)
-        gr.on(sites, again, choices, self.named("maps"), **work)
-        maps = self.named("maps", "layer")
-        parts["chart"].select(in_plain_words(self.pick_layer), parts["visit"], maps, **work)
+        gr.on(sites, again, choices, self.named("maps", "take"), **computed)
+        gr.on(
+            [parts[name].input for name in CUT],
+            in_plain_words(self.cut),
+            self.named("visit", *CUT),
+            parts["ablation"],
+            # While the slider moves, only its last place matters.
+            **{**computed, "trigger_mode": "always_last"},
+        )
+        maps = self.named("maps", "layer", "take")
+        parts["chart"].select(in_plain_words(self.pick_layer), parts["visit"], maps, **computed)
 
         gr.on(
             parts["variants"].input,
@@ -152,7 +248,7 @@ class _Wiring:
             self.named("variants", "target"),
             parts["target"],
             queue=False,
-            **hidden,
+            **HIDDEN,
         )
 
     def named(self, *names: str) -> list[Any]:
@@ -167,6 +263,70 @@ class _Wiring:
 
         choices = Choices(**dict(zip(CHOICES, values, strict=True)))
         yield from self.updates(visit.compare(self.service, state, load, choices))
+        yield from self.updates(self.offered(state))
+
+    def opened(self, state: Visit, request: gr.Request) -> Iterator[dict[Any, Any]]:
+        """A page that was just opened: the first view, or what its address asks for."""
+        standing = {"standing": markup.standing(self.service.status())}
+        asked, refused = None, None
+        try:
+            asked = choices_of(request.query_params, default_choices(self.service), self.menus())
+        except UserError as error:
+            refused = error
+            standing |= {"status": markup.problem(str(error))}
+        if asked is None and self.first is not None and self.first.stands(self.service):
+            self.first.hand_to(state)
+            yield from self.updates(iter([standing, *self.offered(state)]))
+            if refused is not None:
+                raise refused
+            return
+        choices, example = asked or (default_choices(self.service), None)
+        dataset = dataset_of(self.service.variants(), choices.variants)
+        offered = gallery.of_dataset(self.examples, dataset)
+        path = next((e.path for e in self.examples if e.name == example), offered[0].path)
+        yield from self.updates(iter([standing | self.controls(choices, path)]))
+
+        def load() -> Image.Image:
+            return self.service.load_image(path)
+
+        state.site_chosen = asked is not None and "layer" in request.query_params
+        yield from self.updates(visit.compare(self.service, state, load, choices))
+        yield from self.updates(self.offered(state))
+
+    def controls(self, choices: Choices, path: Any) -> Parts:
+        """Values of the controls that make these choices."""
+        shown = {name: getattr(choices, name) for name in CHOICES}
+        infos = self.service.variants()
+        dataset = dataset_of(infos, choices.variants)
+        classes = target_choices(infos, choices.variants)
+        return shown | {
+            "image": str(path),
+            "examples": gallery.strip(gallery.of_dataset(self.examples, dataset)),
+            "dataset": dataset,
+            "variants": gr.update(
+                choices=variant_choices(infos, dataset), value=list(choices.variants)
+            ),
+            "target": gr.update(choices=classes, value=choices.target),
+            "cut_layers": gr.update(choices=layer_choices(infos, dataset), value=[]),
+            "cut_order": gr.update(choices=orders(infos, dataset), value=Ablation().order),
+        }
+
+    def menus(self) -> dict[str, list[str]]:
+        """What a link may name."""
+        classes = {name for info in self.service.variants() for name in info.classes}
+        return {
+            "example": [example.name for example in self.examples],
+            "method": [method.name for method in self.service.attribution_methods()],
+            "target": ["base", "own", *sorted(classes)],
+            "quantity": list(QUANTITIES),
+            "kind": list(text.SITE_KINDS),
+        }
+
+    def offered(self, state: Visit) -> Iterator[Parts]:
+        """Links to what is shown now."""
+        if (query := takeaway.link(state)) is not None:
+            packed = "example=" in query
+            yield {"take": markup.take(self.files.address(state), query, packed=packed)}
 
     def again(self, steps: Steps, *, picks: bool = False) -> Callable[..., Any]:
         """One part anew for the photo that is shown; `picks` where the visitor chose a layer."""
@@ -178,14 +338,43 @@ class _Wiring:
                 setattr(state.choices, name, value)
             state.site_chosen |= picks
             yield from self.updates(steps(self.service, state))
+            yield from self.updates(self.offered(state))
 
         return in_plain_words(run)
+
+    def cut(
+        self, state: Visit, layers: list[int], kinds: list[str], share: float, order: str
+    ) -> Iterator[dict[Any, Any]]:
+        """The dense model with other units turned off."""
+        state.ablation = Ablation(
+            layers=tuple(layers) or None, kinds=tuple(kinds), share=share / 100, order=order
+        )
+        yield from self.updates(visit.ablated(self.service, state))
 
     def fit_classes(self, variants: list[str], target: str) -> Any:
         """The classes of the models that are chosen now."""
         choices = target_choices(self.service.variants(), variants)
         kept = target if target in [value for _, value in choices] else "base"
         return gr.update(choices=choices, value=kept)
+
+    def change_dataset(self, state: Visit, dataset: str) -> dict[Any, Any]:
+        """The models, classes and examples of another data set."""
+        state.ablation = Ablation()
+        infos = self.service.variants()
+        chosen = default_ids([info for info in infos if info.dataset == dataset])
+        if not chosen:
+            raise UserError(text.ERROR_COUNT.format(count=0))
+        path = gallery.of_dataset(self.examples, dataset)[0].path
+        values = self.controls(replace(default_choices(self.service), variants=chosen), path)
+        return {self.parts[name]: values[name] for name in DATASET}
+
+    def open_photo(self, state: Visit, opening: tuple[str, Sequence[str]]) -> dict[Any, Any]:
+        """A photo and models that another tab chose."""
+        state.ablation = Ablation()
+        path, chosen = opening
+        values = self.controls(replace(default_choices(self.service), variants=chosen), path)
+        values |= {"tabs": gr.Tabs(selected=COMPARE)}
+        return {self.parts[name]: values[name] for name in (*DATASET, "before", "tabs")}
 
     def pick_layer(self, state: Visit, event: gr.EventData) -> Iterator[dict[Any, Any]]:
         """The layer whose row in the chart was clicked."""
@@ -194,12 +383,14 @@ class _Wiring:
         state.choices.layer, state.site_chosen = int(event.layer), True
         for parts in visit.site_maps(self.service, state):
             yield from self.updates(iter([parts | {"layer": state.choices.layer}]))
+        yield from self.updates(self.offered(state))
 
     def pick_example(self, event: gr.EventData) -> str:
         """The example photo that was clicked."""
-        if not 0 <= event.index < len(self.examples):
+        paths = [str(example.path) for example in self.examples if example.name == event.name]
+        if not paths:
             raise UserError(text.ERROR_NO_PHOTO)
-        return str(self.examples[event.index].path)
+        return paths[0]
 
     def updates(self, steps: Iterator[Parts]) -> Iterator[dict[Any, Any]]:
         """Parts by name -> values by component."""

@@ -9,20 +9,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
 
-from app import chart, layer_maps, markup, text
+from app import ablation_view, chart, layer_maps, markup, text
 from app.errors import NoAnswerError, UserError
-from app.service import AttributionMap, AttributionMethod, BurdenMaps, Cells, Service, VariantInfo
+from app.placeholders import placeholders
+from app.service import (
+    Ablation,
+    AttributionMap,
+    AttributionMethod,
+    BurdenMaps,
+    Cells,
+    Prediction,
+    Service,
+    VariantInfo,
+)
 from app.sites import layer_and_kind
 
 MIN_COLUMNS, MAX_COLUMNS = 2, 4
 TOP_K = 5
 STEPS = 3
-RESULTS = ("names", "predictions", "attribution", "chart", "maps", "sheets", "costs")
+RESULTS = ("names", "predictions", "attribution", "chart", "maps", "sheets", "ablation", "costs")
 Parts = dict[str, Any]
 
 
@@ -49,10 +59,15 @@ class Visit:
     image: Image.Image | None = None
     infos: tuple[VariantInfo, ...] = ()
     choices: Choices | None = None
+    predictions: Cells[Prediction] | None = None
+    attributions: Cells[AttributionMap] | None = None
     burdens: Cells[BurdenMaps] | None = None
+    ablation: Ablation = field(default_factory=Ablation)
     site_chosen: bool = False
     """Whether the visitor picked a layer; until then the most burdened one is shown."""
     newest: dict[str, int] = field(default_factory=dict)
+    token: str | None = None
+    """Secret in the addresses of this page's files; None until they are first offered."""
 
     def ticket(self, part: str) -> int:
         """A number that stays the newest until the part is asked for again."""
@@ -73,7 +88,8 @@ def compare(
             nothing of the photo before.
     """
     ticket, started = visit.ticket("all"), time.perf_counter()
-    visit.image, visit.choices, visit.burdens = None, choices, None
+    visit.image, visit.choices = None, choices
+    visit.predictions = visit.attributions = visit.burdens = None
     try:
         infos = _chosen(service, choices.variants)
         image = load()
@@ -85,10 +101,21 @@ def compare(
         }
         raise
     visit.image, visit.infos = image, infos
-    yield _placeholders(service, visit, choices) | {"standing": markup.standing(service.status())}
+    yield {
+        "status": markup.progress(text.WORKING_PREDICT, step=1, steps=STEPS),
+        "standing": markup.standing(service.status()),
+    } | placeholders(
+        infos,
+        crop=service.crop(image, choices.variants),
+        method=_method(service, choices.method),
+        quantity=choices.quantity,
+        before=choices.before,
+        top_k=TOP_K,
+    )
     answers = service.predict(image, choices.variants, TOP_K, before_retraining=choices.before)
     if visit.outdated("all", ticket):
         return
+    visit.predictions = answers
     yield {
         "predictions": markup.predictions(infos, answers, answers.failures),
         "costs": markup.costs(infos, answers, before=choices.before),
@@ -107,6 +134,7 @@ def compare(
 
 def _slow_parts(service: Service, visit: Visit, choices: Choices) -> Iterator[Parts]:
     yield from burdens(service, visit)
+    yield from ablated(service, visit)
     tracing = text.WORKING_ATTRIBUTION.format(method=_method(service, choices.method).title)
     yield {"status": markup.progress(tracing, step=3, steps=STEPS)}
     yield from attributions(service, visit)
@@ -131,9 +159,35 @@ def burdens(service: Service, visit: Visit) -> Iterator[Parts]:
     )
     for parts in site_maps(service, visit):
         found |= parts
-    sheets = service.burden_sheets(visit.image, cells, _which(choices))
+    sheets = service.burden_sheets(visit.image, cells, which(choices))
     found["sheets"] = layer_maps.sheets(visit.infos, sheets, quantity=choices.quantity)
     yield found
+
+
+def ablated(service: Service, visit: Visit) -> Iterator[Parts]:
+    """The dense model with the units turned off that the visitor chose."""
+    if visit.image is None or visit.choices is None:
+        return
+    ticket, ids = visit.ticket("ablation"), visit.choices.variants
+    try:
+        found = service.ablate(visit.image, ids, visit.ablation, TOP_K)
+    except UserError as error:
+        yield {"ablation": markup.failure(str(error))}
+        return
+    if visit.outdated("ablation", ticket):
+        return
+    burdens = {found.burdens.variant: found.burdens}
+    site = _most_burdened(burdens) or found.burdens.site_names[0]
+    info = next(info for info in service.variants() if info.id == found.burdens.variant)
+    yield {
+        "ablation": ablation_view.ablation(
+            info,
+            found,
+            site=site,
+            drawn=service.burden_pictures(visit.image, burdens, site)[info.id],
+            scale=service.burden_legend(burdens),
+        )
+    }
 
 
 def site_maps(service: Service, visit: Visit) -> Iterator[Parts]:
@@ -141,7 +195,7 @@ def site_maps(service: Service, visit: Visit) -> Iterator[Parts]:
     if visit.image is None or visit.choices is None or visit.burdens is None:
         return
     choices, cells = visit.choices, visit.burdens
-    site = _site(cells, choices)
+    site = chosen_site(cells, choices)
     if site is None:
         yield {"maps": ""}
         return
@@ -149,10 +203,11 @@ def site_maps(service: Service, visit: Visit) -> Iterator[Parts]:
         "maps": layer_maps.maps(
             visit.infos,
             cells,
-            service.burden_pictures(visit.image, cells, site, _which(choices)),
+            service.burden_pictures(visit.image, cells, site, which(choices)),
+            {} if choices.before else service.burden_pictures(visit.image, cells, site, "null"),
             site=site,
             before=choices.before,
-            scale=service.burden_legend(cells, _which(choices)),
+            scale=service.burden_legend(cells, which(choices)),
         )
     }
 
@@ -176,6 +231,7 @@ def attributions(service: Service, visit: Visit) -> Iterator[Parts]:
         cells = Cells(error.failures)
     if visit.outdated("attribution", ticket):
         return
+    visit.attributions = cells
     yield {
         "attribution": markup.attributions(
             visit.infos,
@@ -183,12 +239,13 @@ def attributions(service: Service, visit: Visit) -> Iterator[Parts]:
             cells.failures,
             crop=service.crop(visit.image, choices.variants),
             method=_method(service, choices.method),
-            scales=_attribution_scales(service, cells),
+            scales=attribution_scales(service, cells),
         ),
     }
 
 
-def _attribution_scales(service: Service, cells: Mapping[str, AttributionMap]) -> list[Image.Image]:
+def attribution_scales(service: Service, cells: Mapping[str, AttributionMap]) -> list[Image.Image]:
+    """Colour bar of the maps and, where there are any, that of their differences."""
     if not cells:
         return []
     scales = [service.attribution_legend(cells)]
@@ -206,30 +263,6 @@ def _chosen(service: Service, variants: Sequence[str]) -> tuple[VariantInfo, ...
     return tuple(known[key] for key in known if key in variants)
 
 
-def _placeholders(service: Service, visit: Visit, choices: Choices) -> Parts:
-    assert visit.image is not None
-    parts = {"predictions": text.PREDICTIONS, "chart": text.BURDEN}
-    infos = visit.infos
-    return {
-        "status": markup.progress(text.WORKING_PREDICT, step=1, steps=STEPS),
-        "names": markup.names(infos, before=choices.before),
-        "maps": "",
-        "sheets": "",
-        "costs": "",
-        # As high as what comes, since what stands below would jump when it is filled.
-        "attribution": markup.attributions(
-            # Before retraining the dense model runs, which merges nothing.
-            [replace(info, merges=info.merges and not choices.before) for info in infos],
-            None,
-            {},
-            crop=service.crop(visit.image, choices.variants),
-            method=_method(service, choices.method),
-        ),
-    } | {
-        part: markup.waiting(title, columns=len(infos), name=part) for part, title in parts.items()
-    }
-
-
 def _method(service: Service, name: str) -> AttributionMethod:
     methods = {method.name: method for method in service.attribution_methods()}
     if name not in methods:
@@ -237,11 +270,13 @@ def _method(service: Service, name: str) -> AttributionMethod:
     return methods[name]
 
 
-def _which(choices: Choices) -> Any:
+def which(choices: Choices) -> Any:
+    """What the burden maps show."""
     return "null" if choices.before else "trained"
 
 
-def _site(cells: Mapping[str, BurdenMaps], choices: Choices) -> str | None:
+def chosen_site(cells: Mapping[str, BurdenMaps], choices: Choices) -> str | None:
+    """Name of the site whose maps are shown."""
     names = next((cell.site_names for cell in cells.values()), ())
     wanted = (choices.layer, choices.kind)
     exact = (name for name in names if layer_and_kind(name) in (wanted, (choices.layer, "")))

@@ -54,3 +54,23 @@ def register_again(folder: Path, variant_id: str, kind: str) -> None:
         entry["files"][kind] |= {"sha256": sha256_of(path), "size_bytes": path.stat().st_size}
 
     edit_variant(folder, variant_id, edit)
+
+
+def with_second_dataset(folder: Path, tmp_path: Path, dataset: str) -> Path:
+    """A copy that holds every variant twice, the second time for a data set of other classes."""
+    copied = copy_of(folder, tmp_path)
+
+    def edit(data: dict[str, Any]) -> None:
+        for entry in list(data["variants"]):
+            twin = json.loads(json.dumps(entry))
+            name = f"{dataset}-{entry['id']}"
+            shutil.copytree(copied / entry["id"], copied / name)
+            twin |= {"id": name, "dataset": dataset}
+            twin["base"] = entry["base"] and f"{dataset}-{entry['base']}"
+            twin["classes"] = [f"other {label}" for label in entry["classes"]]
+            for file in twin["files"].values():
+                file["path"] = f"{name}/{file['path'].split('/', 1)[1]}"
+            data["variants"].append(twin)
+
+    edit_manifest(copied, edit)
+    return copied

@@ -66,6 +66,22 @@ def test_only_the_documented_calls_are_listed_with_their_types(client: Client) -
         "/attribute": {"image": "filepath", "variants": variants, "method": "str", "target": "str"},
         "/burden": {"image": "filepath", "variants": variants, "quantity": "str"},
         "/compare": {"image": "filepath", "variants": variants, "method": "str", "target": "str"},
+        "/flips": {
+            "pattern": "str",
+            "class_name": "None | str",
+            "limit": "int",
+            "offset": "int",
+            "pruned": "None | str",
+            "mitigated": "None | str",
+            "dataset": "None | str",
+            "of": "str",
+            "sort": "str",
+            "min_confidence": "float",
+            "max_confidence": "float",
+            "min_burden": "None | float",
+            "max_burden": "None | float",
+            "packed": "bool",
+        },
     }
     returned = endpoints["/predict"]["returns"][0]["python_type"]["type"]
     assert "top: list[dict(class: str, prob: float, change: None | float)]" in returned

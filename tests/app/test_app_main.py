@@ -7,6 +7,7 @@ import dataclasses
 import os
 import re
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.__main__ import listen, main
+from app.__main__ import listen, main, own_folder
 from app.settings import Settings, option, variable
 from tests.app.folders import copy_of, flip_byte, ids_by_mitigation
 from tests.sources import ROOT
@@ -38,7 +39,10 @@ def test_help_names_every_option_with_its_variable_and_default(
     ("arguments", "words"),
     [
         (["--port", "99999"], "NB_PORT (--port) must be a whole number from 0 to 65535"),
-        (["--device", "tpu"], "NB_DEVICE (--device) must be one of auto, cpu, cuda, got 'tpu'"),
+        (
+            ["--device", "tpu"],
+            "NB_DEVICE (--device) must be one of auto, cpu, cuda, tensorrt, got 'tpu'",
+        ),
         (["--checkpoints", "/no/such", "--port", "0"], "/no/such/manifest.json does not exist"),
         (["--host", "192.0.2.1", "--port", "0"], "cannot listen on 192.0.2.1 port 0"),
     ],
@@ -80,6 +84,13 @@ def test_port_zero_takes_a_free_one() -> None:
         host, port = bound.getsockname()
     assert host == "127.0.0.1"
     assert port > 0
+
+
+def test_uploads_lie_where_no_other_user_looks(tmp_path: Path) -> None:
+    folder = own_folder(str(tmp_path / "gradio"))
+    assert folder == tmp_path / "gradio" / f"neural-burden-{os.getuid()}"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert own_folder(str(tmp_path / "gradio")) == folder
 
 
 @pytest.mark.slow

@@ -168,18 +168,19 @@ REFERENCE, IMAGE = torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 2.0)
 def test_path_integral_by_hand(logit: Callable[[Tensor], Tensor], wanted: float) -> None:
     found = integrate(logit, REFERENCE, IMAGE)
     assert torch.allclose(found.values, torch.full_like(found.values, wanted), rtol=1e-5)
-    assert found.steps == 20
+    # Four segments of five, neighbours sharing one: 17.
+    assert found.steps == 17
     assert found.change == pytest.approx(12 * wanted, rel=1e-5)
     assert found.miss == pytest.approx(0.0, abs=1e-3)
 
 
 def test_steps_go_where_the_logit_bends() -> None:
-    # A step of 120 near 0.3 of the way: 20 equal gradients see little of it.
+    # A step of 120 near 0.3 of the way: 17 equal gradients see little of it.
     def logit(x: Tensor) -> Tensor:
         return (120 * torch.sigmoid(400 * (x.mean((1, 2, 3)) - 0.6123))).float()
 
     found = integrate(logit, REFERENCE, IMAGE)
-    assert 20 < found.steps <= MAX_STEPS
+    assert 17 < found.steps <= MAX_STEPS
     assert found.values.sum().item() == pytest.approx(120.0, rel=0.01)
     assert found.change == pytest.approx(120.0, rel=1e-4)
 
@@ -194,6 +195,35 @@ def test_what_is_not_reached_is_said() -> None:
     assert found.change == pytest.approx(change, abs=1e-2)
     assert abs(found.miss) == pytest.approx(abs(found.values.sum().item() - change), rel=1e-2)
     assert abs(found.miss) > 0.01 * abs(change)
+
+
+def test_halves_use_the_gradients_of_the_whole() -> None:
+    asked: list[float] = []
+
+    def logit(x: Tensor) -> Tensor:
+        asked.extend(x[:, 0, 0, 0].tolist())
+        return (120 * torch.sigmoid(40 * (x.mean((1, 2, 3)) - 0.6123))).float()
+
+    found = integrate(logit, REFERENCE, IMAGE)
+    # Each halving adds the four points between the five that are known.
+    assert found.steps == len(asked) == len(set(asked)) > 17
+    assert (found.steps - 17) % 4 == 0
+
+
+def test_integrated_gradients_are_captums(models: dict[str, Model]) -> None:
+    from captum.attr import IntegratedGradients
+
+    model = models["none"]
+    image = photo(model)
+    found = ask(model, image, "integrated_gradients", 1)
+    x = torch.from_numpy(image)[None]
+    flat = x.mean((2, 3), keepdim=True).expand_as(x)
+    with model.twin() as twin:
+        values = IntegratedGradients(lambda images: twin.model(images)[:, 1]).attribute(
+            x, flat, n_steps=400, internal_batch_size=16
+        )
+    wanted = to_patches(values, model.variant.patch_size, signed=True)
+    assert np.linalg.norm(found.patches - wanted) <= 0.06 * np.linalg.norm(wanted)
 
 
 def test_a_photo_of_one_colour_has_nothing_to_explain(models: dict[str, Model]) -> None:

@@ -3,77 +3,24 @@
 from __future__ import annotations
 
 import base64
-import io
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
+from app.ablation import Ablation
 from app.amounts import percent, ratio, signed, small
-from tests.app.folders import ids_by_mitigation
-from tests.app.serving import Served, broken_files, serve
+from app.sites import site_words
+from tests.app.folders import ids_by_mitigation, with_second_dataset
+from tests.app.serving import Served, broken_files, example_path, serve
+from tests.app.visitor import CLEAR, DESKTOP, PHONE, WAIT_MS, Visitor
 
 pytestmark = pytest.mark.browser
-
-WAIT_MS = 60_000
-PHONE = {"width": 390, "height": 844}
-DESKTOP = {"width": 1280, "height": 900}
-FILE_INPUT = "#nb-photo input[type=file]"
-CLEAR = "#nb-photo button[aria-label='Clear'], #nb-photo button[aria-label='Remove Image']"
-
-
-class Visitor:
-    """A browser window at the page, and what it met on the way."""
-
-    def __init__(self, browser: Any, served: Served, **options: Any) -> None:
-        self.served = served
-        self.context = browser.new_context(**({"viewport": DESKTOP} | options))
-        self.page = self.context.new_page()
-        self.page.set_default_timeout(WAIT_MS)
-        self.errors: list[str] = []
-        self.hosts: set[str | None] = set()
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("console", self._hear)
-        self.page.on("request", lambda request: self.hosts.add(urlparse(request.url).hostname))
-        self.page.goto(served.url)
-        self.page.wait_for_selector(".nb-done")
-
-    def _hear(self, message: Any) -> None:
-        if message.type == "error":
-            self.errors.append(message.text)
-
-    def mark(self) -> None:
-        """Remember the status line that is shown, to tell it from the next one."""
-        self.page.eval_on_selector(".nb-status", "line => line.dataset.old = '1'")
-
-    def wait(self, kind: str = "done") -> str:
-        """The next status line of a kind."""
-        line = self.page.wait_for_selector(f".nb-{kind}:not([data-old])")
-        return str(line.inner_text())
-
-    def upload(self, path: Path) -> None:
-        if self.page.query_selector(FILE_INPUT) is None:
-            self.page.click(CLEAR)
-        self.mark()
-        self.page.set_input_files(FILE_INPUT, str(path))
-
-    def picture(self, selector: str) -> Image.Image:
-        """The picture that an `<img>` really holds."""
-        source = self.page.get_attribute(selector, "src")
-        return Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1])))
-
-    def texts(self, selector: str) -> list[str]:
-        return [element.inner_text() for element in self.page.query_selector_all(selector)]
-
-    def overflow(self) -> int:
-        """Pixels by which the page is wider than the window."""
-        return int(self.page.evaluate("document.documentElement.scrollWidth - innerWidth"))
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +64,9 @@ def test_first_view_compares_the_default_models_on_an_example(
     columns = page.query_selector_all("#nb-predictions .nb-cell")
     assert [len(column.query_selector_all("li")) for column in columns] == [5, 5, 5]
     pictures = page.query_selector_all("#nb-attribution img, #nb-maps img")
-    # The crop, three maps and two differences with a scale each; burden maps with theirs.
-    assert len(pictures) == (1 + 3 + 1) + (2 + 1) + (3 + 1)
+    # The crop, three maps and two differences with a scale each; burden maps, two of them before
+    # retraining too, with theirs.
+    assert len(pictures) == (1 + 3 + 1) + (2 + 1) + (3 + 2 + 1)
     for picture in pictures:
         assert picture.get_attribute("alt")
         assert picture.evaluate("image => image.complete && image.naturalWidth > 0")
@@ -173,6 +121,41 @@ def test_pasted_photo_is_compared(visitor: Visitor, photo: Path) -> None:
     assert visitor.texts("#nb-predictions .nb-prob") != before
 
 
+def test_webcam_photo_is_compared(visitor: Visitor) -> None:
+    before = visitor.texts("#nb-predictions .nb-prob")
+    page = visitor.page
+    page.click(CLEAR)
+    page.click("#nb-photo button[aria-label='Capture from camera']")
+    page.click("#nb-photo [title='grant webcam access'], #nb-photo .access-wrap button")
+    page.wait_for_function("document.querySelector('#nb-photo video')?.videoWidth > 0")
+    visitor.mark()
+    page.click("#nb-photo button[aria-label='capture photo']")
+    visitor.wait()
+    assert visitor.texts("#nb-predictions .nb-prob") != before
+
+
+def test_another_dataset_brings_its_models_classes_and_photos(
+    browser: Any, tiny_checkpoints: Path, tmp_path: Path
+) -> None:
+    folder = with_second_dataset(tiny_checkpoints, tmp_path, "cifar10")
+    visitor = Visitor(browser, serve(folder))
+    page = visitor.page
+    assert page.locator("#nb-variants input").count() == 4
+    visitor.mark()
+    page.click("#nb-dataset input[value='cifar10']")
+    visitor.wait()
+    page.wait_for_selector("#nb-link[href*='cifar10-test']")
+    assert page.locator("#nb-variants input").count() == 4
+    assert all(n.startswith("other ") for n in visitor.texts("#nb-predictions .nb-name"))
+    assert page.locator("[data-example^='cifar10-test-']").count() == 12
+    link = page.get_attribute("#nb-link", "href")
+    again = Visitor(browser, visitor.served, f"/{link}")
+    assert again.page.is_checked("#nb-dataset input[value='cifar10']")
+    assert again.texts("#nb-predictions .nb-prob") == visitor.texts("#nb-predictions .nb-prob")
+    visitor.context.close()
+    again.context.close()
+
+
 def test_broken_files_get_a_sentence_and_the_page_goes_on(visitor: Visitor, tmp_path: Path) -> None:
     for path, words in broken_files(tmp_path).items():
         visitor.upload(path)
@@ -180,7 +163,7 @@ def test_broken_files_get_a_sentence_and_the_page_goes_on(visitor: Visitor, tmp_
         assert visitor.page.inner_text("#nb-predictions-block").strip() == ""
     assert "169.0 megapixels" in " ".join(visitor.texts(".toast-body"))
     visitor.mark()
-    visitor.page.click("[data-example='2']")
+    visitor.page.click("[data-example='n03028079_5942']")
     visitor.wait()
     assert len(visitor.texts("#nb-predictions .nb-cell")) == 3
 
@@ -312,6 +295,8 @@ def test_nothing_jumps_while_the_maps_fill_in(
     page = context.new_page()
     page.set_default_timeout(WAIT_MS)
     page.goto(served.url)
+    page.wait_for_selector(".nb-done")
+    page.click("#nb-compare")
     below = """['burden', 'chart', 'costs'].map((name) =>
       document.querySelector(`#nb-${name}-block, #nb-${name}-title-block`)
         .getBoundingClientRect().top + scrollY)"""
@@ -354,3 +339,95 @@ def test_names_of_the_columns_stay_in_view(visitor: Visitor) -> None:
         "#nb-names-block", "heads => heads.getBoundingClientRect().top"
     )
     assert 0 <= top < 5
+
+
+def test_a_patch_is_read_by_pointer_and_by_keyboard(
+    visitor: Visitor, served: Served, ids: list[str]
+) -> None:
+    page, line = visitor.page, visitor.page.locator("#nb-patch")
+    one = page.locator("#nb-maps .nb-map >> nth=1")
+    one.scroll_into_view_if_needed()
+    box = one.bounding_box()
+    assert box is not None
+    photo = served.service.load_image(example_path())
+    burden = served.service.burden(photo, ids)[ids[1]]
+    words = page.inner_text("#nb-maps .nb-cell p >> nth=1").split(":")[0]
+    site = next(k for k, name in enumerate(burden.site_names) if site_words(name) == words)
+    assert burden.maps is not None
+    value = ratio(2 ** burden.maps[site][1][2])
+    # Four rows and columns: the middle of the second row's third patch.
+    page.mouse.move(box["x"] + box["width"] * 2.5 / 4, box["y"] + box["height"] * 1.5 / 4)
+    assert line.inner_text() == f"{words} · row 2, column 3 · {value}"
+    page.mouse.move(2, 2)
+    assert not line.is_visible()
+    one.focus()
+    # It goes on from where the pointer was, and stops at the edge.
+    for key in ("ArrowLeft", "ArrowUp", "ArrowUp"):
+        page.keyboard.press(key)
+    value = ratio(2 ** burden.maps[site][0][1])
+    assert line.inner_text() == f"{words} · row 1, column 2 · {value}"
+    page.keyboard.press("Enter")
+    assert page.locator("#nb-maps .nb-map:visible").count() == 2
+    width = one.bounding_box()
+    assert width is not None
+    assert width["width"] > 1.5 * box["width"]
+    # The large view stays while the layer slider moves.
+    page.fill("#nb-layer input[type=number]", "1")
+    page.press("#nb-layer input[type=number]", "Enter")
+    page.wait_for_selector("#nb-maps .nb-map:visible + p >> text=layer 1,")
+    assert page.locator("#nb-maps .nb-map:visible").count() == 2
+    page.click("#nb-maps .nb-map:visible >> nth=0")
+    assert page.locator("#nb-maps .nb-map:visible").count() == 3 + 2
+
+
+def test_patches_of_one_token_are_shown_together(
+    browser: Any, served: Served, tiny_checkpoints: Path
+) -> None:
+    found = ids_by_mitigation(tiny_checkpoints)
+    pair = [found["dense"], found["token_merging"]]
+    query = f"?variants={','.join(pair)}&layer=3&kind=mlp&example=n02102040_810"
+    visitor = Visitor(browser, served, query)
+    photo = served.service.load_image(example_path())
+    groups = served.service.burden(photo, pair)[pair[1]].groups[-1]
+    assert groups is not None
+    sizes = np.bincount(groups.ravel())[groups]
+    row, column = (int(k) for k in np.argwhere(sizes > 1)[0])
+    for selector in ("#nb-maps .nb-map >> nth=1", "#nb-attribution .nb-map >> nth=1"):
+        one = visitor.page.locator(selector)
+        one.focus()
+        for key in ["ArrowRight", *["ArrowDown"] * row, *["ArrowRight"] * column]:
+            visitor.page.keyboard.press(key)
+        said = visitor.page.inner_text("#nb-patch")
+        assert f"row {row + 1}, column {column + 1}" in said
+        assert f"one token with {sizes[row, column] - 1} more" in said
+        assert one.locator(".nb-spot:visible").count() == sizes[row, column]
+    visitor.context.close()
+
+
+def test_the_dense_model_is_pruned_live(visitor: Visitor, served: Served, ids: list[str]) -> None:
+    page = visitor.page
+    photo = served.service.load_image(example_path())
+
+    def expected(ablation: Ablation) -> list[str]:
+        found = served.service.ablate(photo, ids, ablation)
+        return [percent(top.prob) for top in found.prediction.top]
+
+    def wait_for(ablation: Ablation) -> None:
+        page.wait_for_function(
+            "all => JSON.stringify([...document.querySelectorAll('#nb-ablation .nb-prob')]"
+            ".map(p => p.innerText)) === JSON.stringify(all)",
+            arg=expected(ablation),
+        )
+
+    wait_for(Ablation())
+    page.fill("#nb-cut-share input[type=number]", "90")
+    page.press("#nb-cut-share input[type=number]", "Enter")
+    wait_for(Ablation(share=0.9))
+    page.click("#nb-cut-layers label >> nth=1")
+    wait_for(Ablation(share=0.9, layers=(2,)))
+    page.click("#nb-cut-kinds label >> nth=0")
+    wait_for(Ablation(share=0.9, layers=(2,), kinds=("mlp",)))
+    page.click("#nb-cut-order input")
+    page.click("#nb-cut-order [role=option] >> nth=1")
+    wait_for(Ablation(share=0.9, layers=(2,), kinds=("mlp",), order="largest"))
+    assert visitor.errors == []

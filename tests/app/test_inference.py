@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 
-from app import provider
 from app.errors import UserError
-from app.inference import Output, Predictor, to_prediction
-from app.provider import CPU, CUDA, choose_provider, usable_threads
+from app.inference import Answer, Predictor, to_prediction
 from app.registry import ModelRegistry
 from nbcore.checkpoint import Variant
 from nbcore.parity import TOLERANCE, differences
+from nbcore.serve import CPU
 from tests.app.folders import ids_by_mitigation
 
 
@@ -84,21 +80,47 @@ def test_what_is_said_of_a_run_is_what_ran(registry: ModelRegistry, predictor: P
 
 def test_a_failing_run_is_a_sentence(registry: ModelRegistry, predictor: Predictor) -> None:
     model = registry.models()[0]
-    with pytest.raises(UserError, match=f"{model.id} failed on this photo"):
-        predictor.run(model, np.zeros((3, 7, 7), np.float32))
+    for ask in (predictor.run, predictor.answer):
+        with pytest.raises(UserError, match=f"{model.id} failed on this photo"):
+            ask(model, np.zeros((3, 7, 7), np.float32))
 
 
-def output(*logits: float) -> Output:
-    none = np.zeros(0, np.float32)
-    return Output(
-        logits=np.array(logits, np.float32),
-        unit_load=none,
-        token_load=none,
-        stream=none,
-        group=None,
-        provider=CPU,
-        latency_ms=1.5,
-    )
+@pytest.mark.parametrize("mitigation", ["dense", "token_merging"])
+def test_an_answer_alone_is_that_of_the_run_with_loads(
+    registry: ModelRegistry, predictor: Predictor, tiny_checkpoints: Path, mitigation: str
+) -> None:
+    model = registry[ids_by_mitigation(tiny_checkpoints)[mitigation]]
+    image, units = photo(model.variant), model.variant.num_units
+    gate = np.random.default_rng(2).random(units, dtype=np.float32)
+    for chosen in (None, gate):
+        run, answer = predictor.run(model, image, chosen), predictor.answer(model, image, chosen)
+        np.testing.assert_allclose(answer.logits, run.logits, rtol=1e-5, atol=1e-6)
+        assert (answer.group is None) == (mitigation == "dense")
+        assert np.array_equal(answer.group, run.group)  # type: ignore[arg-type]
+        several = predictor.logits(model, np.stack([image] * 3), chosen)
+        np.testing.assert_allclose(several, [run.logits] * 3, rtol=1e-5, atol=1e-6)
+
+
+def test_predictions_can_be_served_in_eight_bits(
+    registry: ModelRegistry, predictor: Predictor
+) -> None:
+    eight, model = Predictor("cpu", 1, "int8"), registry.models()[0]
+    image = photo(model.variant)
+    wanted = predictor.run(model, image)
+    found = eight.answer(model, image)
+    assert 0 < np.abs(found.logits - wanted.logits).max() < 0.1 * np.abs(wanted.logits).max()
+    # Loads are computed as they were compared at export.
+    assert np.array_equal(eight.run(model, image).unit_load, wanted.unit_load)
+
+
+def test_a_precision_that_is_not_computed_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="precision fp16 runs on auto, cuda, tensorrt, not on cpu"):
+        Predictor("auto", precision="fp16")
+
+
+def output(*logits: float) -> Answer:
+    return Answer(logits=np.array(logits, np.float32), group=None, provider=CPU, latency_ms=1.5)
 
 
 def test_predictions_by_hand(registry: ModelRegistry) -> None:
@@ -138,86 +160,6 @@ def test_large_logits_do_not_overflow(registry: ModelRegistry) -> None:
     assert found.probs.sum() == pytest.approx(1.0)
 
 
-def test_without_a_gpu_auto_is_the_cpu_and_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_provider("auto") == choose_provider("cpu") == CPU
-    with pytest.raises(ValueError, match=r"NB_DEVICE \(--device\) is 'cuda', but torch sees no"):
-        choose_provider("cuda")
-
-
-@pytest.mark.parametrize("problem", [None, "it does not run"])
-def test_only_a_session_that_ran_counts_as_cuda(
-    monkeypatch: pytest.MonkeyPatch, problem: str | None
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(provider, "_cuda_problem", lambda: problem)
-    assert choose_provider("cpu") == CPU
-    if problem is None:
-        assert choose_provider("auto") == choose_provider("cuda") == CUDA
-    else:
-        assert choose_provider("auto") == CPU
-        with pytest.raises(ValueError, match="but it does not run; use 'auto' or 'cpu'"):
-            choose_provider("cuda")
-
-
-class Session:
-    """Stands for ONNX Runtime's session on a machine where CUDA does as `behaviour` says."""
-
-    behaviour = "runs"
-
-    def __init__(self, *_: Any, providers: list[Any], **__: Any) -> None:
-        assert providers == [(CUDA, {"use_tf32": "0"}), CPU]
-        if self.behaviour == "no driver":
-            raise RuntimeError("CUDA driver version is insufficient")
-
-    def run(self, *_: Any) -> None:
-        if self.behaviour == "no kernel":
-            raise RuntimeError("no kernel image is available")
-
-    def get_providers(self) -> list[str]:
-        return [CPU] if self.behaviour == "falls back" else [CUDA, CPU]
-
-
-@pytest.mark.parametrize(
-    ("behaviour", "problem"),
-    [
-        ("runs", None),
-        ("falls back", "ONNX Runtime could not load its CUDA provider"),
-        ("no driver", "a session on CUDA fails (CUDA driver version is insufficient)"),
-        ("no kernel", "a session on CUDA fails (no kernel image is available)"),
-    ],
-)
-def test_a_listed_provider_counts_if_a_session_runs_on_it(
-    behaviour: str, problem: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
-    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda **_: None)
-    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
-    monkeypatch.setattr(Session, "behaviour", behaviour)
-    assert provider._cuda_problem() == problem
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU])
-    assert provider._cuda_problem() == "this onnxruntime was built without CUDA"
-
-
-def test_cuda_is_found_out_where_no_gpu_can_be_seen() -> None:
-    """On any machine: its GPUs, if it has some, are hidden from the process that asks."""
-    run = subprocess.run(
-        [sys.executable, "-c", "from app.provider import _cuda_problem; print(_cuda_problem())"],
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    problem = run.stdout.strip().splitlines()[-1]
-    assert problem.startswith(
-        (
-            "this onnxruntime was built without CUDA",
-            "a session on CUDA fails (",
-            "ONNX Runtime could not load its CUDA provider",
-        )
-    )
-
-
 def test_nothing_is_written_to_the_terminal(tiny_checkpoints: Path) -> None:
     program = """
 import sys
@@ -236,8 +178,3 @@ Predictor("auto", threads=1).run(model, np.zeros((3, side, side), np.float32))
         check=True,
     )
     assert (run.stdout, run.stderr) == ("", "")
-
-
-def test_threads_are_the_wanted_or_the_usable_ones() -> None:
-    assert usable_threads(3) == 3
-    assert 1 <= usable_threads(0) <= 8

@@ -282,6 +282,8 @@ def test_foot_tells_where_it_runs_and_what_is_refused(ready: bool, words: str) -
     status = Status(
         provider="CUDAExecutionProvider",
         device="cpu",
+        precision="fp32",
+        effects={},
         parity={"a": 2.6e-6, "b": 1e-7, "c": None},
         refused={"x": "variant x: model.onnx has sha256 3f2a"},
         ready=ready,

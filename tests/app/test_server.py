@@ -21,28 +21,56 @@ def served(tiny_checkpoints: Path) -> Served:
     return serve(tiny_checkpoints)
 
 
-def test_readiness_tells_whether_the_start_up_checks_are_done(tiny_checkpoints: Path) -> None:
+def test_readiness_waits_for_the_start_up_checks(tiny_checkpoints: Path) -> None:
     settings = Settings(checkpoints=tiny_checkpoints, device="cpu", threads=1)
     service = Service.from_settings(settings)
-    client = TestClient(create_app(service, settings))
+    app = create_app(service, settings)
+    client = TestClient(app)
     assert client.get("/healthz").json() == {"status": "ok"}
     before = client.get("/readyz")
     assert (before.status_code, before.json()["ready"], before.json()["checked"]) == (
-        200,
-        True,
+        503,
+        False,
         False,
     )
     assert set(before.json()["parity"].values()) == {None}
     service.start_checks()
     assert service.parity.wait(60)
-    after = client.get("/readyz").json()
-    assert after["checked"]
-    assert after["provider"] == "CPUExecutionProvider"
-    assert all(0 < difference <= 1e-5 for difference in after["parity"].values())
-    for key in after["variants"]:
+    after = client.get("/readyz")
+    assert after.status_code == 200
+    found = after.json()
+    assert found["ready"]
+    assert found["provider"] == "CPUExecutionProvider"
+    assert all(0 < difference <= 1e-5 for difference in found["parity"].values())
+    app.state.gate.closed = True
+    stopping = client.get("/readyz")
+    assert (stopping.status_code, stopping.json()["stopping"]) == (503, True)
+    app.state.gate.closed = False
+    for key in found["variants"]:
         service.registry.refuse(key, "it is broken")
     broken = client.get("/readyz")
     assert (broken.status_code, broken.json()["ready"]) == (503, False)
+
+
+def test_metrics_name_the_provider_and_count_what_was_asked(served: Served) -> None:
+    def metrics() -> str:
+        return httpx.get(f"{served.url}/metrics").text
+
+    wanted = 'nb_calls_total{call="predict",outcome="refused"}'
+    before = metrics()
+    assert 'nb_provider{device="cpu",provider="CPUExecutionProvider"} 1.0' in before
+    assert "nb_queue_size 32.0" in before
+    assert wanted not in before
+    upload = {"files": ("holiday.png", b"this is no picture")}
+    (path,) = httpx.post(f"{served.url}/gradio_api/upload", files=upload).json()
+    asked = {"image": {"path": path, "meta": {"_type": "gradio.FileData"}}}
+    call = httpx.post(f"{served.url}/gradio_api/call/v2/predict", json=asked).json()["event_id"]
+    answer = httpx.get(f"{served.url}/gradio_api/call/predict/{call}", timeout=60).text
+    assert "event: error" in answer
+    after = metrics()
+    assert f"{wanted} 1.0" in after
+    assert 'nb_unanswered_total{outcome="refused",reason="UserError"} 1.0' in after
+    assert "holiday" not in after
 
 
 def test_a_damaged_variant_is_refused_by_name_and_the_others_are_served(
@@ -92,7 +120,8 @@ def test_queue_is_bounded_and_the_page_keeps_its_events_to_itself(tiny_checkpoin
         if fn.api_visibility != "private"
     }
     computed = dict.fromkeys(("predict", "attribute", "burden", "compare"), 1)
-    assert open_to_all == computed | {"models": None}
+    looked_up = dict.fromkeys(("models", "flips"))
+    assert open_to_all == computed | looked_up
     # One line for everything that computes, or page and API together would exceed the limit.
     lines = {fn.concurrency_id for fn in blocks.fns.values() if fn.concurrency_limit == 1}
     assert "compute" in lines

@@ -55,6 +55,11 @@ def test_defaults_are_those_of_the_readme() -> None:
         ("max_upload_mb", "0"),
         ("max_megapixels", "inf"),
         ("max_megapixels", "-3"),
+        ("max_request_mb", "0"),
+        ("rate_per_minute", "-1"),
+        ("trusted_proxies", " "),
+        ("stop_seconds", "0"),
+        ("log_format", "xml"),
     ],
 )
 def test_a_wrong_value_is_answered_with_its_names_and_what_is_right(name: str, value: str) -> None:

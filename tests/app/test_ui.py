@@ -11,9 +11,10 @@ import pytest
 
 from app import gallery
 from app.attribution import ATTRIBUTIONS
-from app.controls import answer_controls, question_controls, target_choices
+from app.controls import answer_controls, question_controls, target_choices, variant_choices
 from app.quantities import QUANTITIES
 from app.service import Service
+from app.takeaway import Takeaway
 from app.ui import build_page
 from tests.app.folders import ids_by_mitigation
 from tests.app.serving import serve
@@ -26,7 +27,7 @@ def service(tiny_checkpoints: Path) -> Service:
 
 @pytest.fixture(scope="module")
 def components(service: Service) -> dict[str, Any]:
-    page = build_page(service, concurrency=1)
+    page = build_page(service, Takeaway(service), concurrency=1)
     return {block.elem_id: block for block in page.blocks.values() if block.elem_id}
 
 
@@ -56,19 +57,33 @@ def test_any_class_can_be_explained_after_the_two_shorthands(
     assert values(components["nb-target"]) == ["base", "own", *classes]
 
 
-def test_models_of_several_datasets_are_told_apart(
+def test_models_of_another_dataset_are_offered_apart(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, *others = service.variants()
-    foreign = replace(first, id="foreign", dataset="mnist", classes=("0", "1"))
+    foreign = replace(first, id="foreign", dataset="cifar10", classes=("0", "1"))
     infos = (first, *others, foreign)
     monkeypatch.setattr(service, "variants", lambda: infos)
     with gr.Blocks():
-        menu = question_controls(service, gallery.read_examples())["variants"]
+        controls = question_controls(service, gallery.read_examples())
         targets = answer_controls(service)["target"]
-    assert [words for words, value in menu.choices if value == "foreign"] == ["mnist: dense"]
+    assert values(controls["dataset"]) == [first.dataset, "cifar10"]
+    assert controls["dataset"].visible
+    assert "foreign" not in values(controls["variants"])
+    assert variant_choices(infos, "cifar10") == [("dense", "foreign")]
     assert values(targets) == ["base", "own", *first.classes]
     assert [value for _, value in target_choices(infos, ["foreign"])] == ["base", "own", "0", "1"]
+
+
+def test_one_dataset_is_no_choice(components: dict[str, Any]) -> None:
+    assert not components["nb-dataset"].visible
+
+
+def test_examples_are_those_that_the_models_know() -> None:
+    examples = gallery.read_examples()
+    assert {e.dataset for e in examples} == {"imagenette", "cifar10"}
+    assert {e.dataset for e in gallery.of_dataset(examples, "cifar10")} == {"cifar10"}
+    assert gallery.of_dataset(examples, "shapes") == examples
 
 
 def test_layers_of_the_deepest_model_can_be_reached(
@@ -89,7 +104,8 @@ def test_examples_are_small_described_and_sourced() -> None:
     assert "Apache-2.0" in said
     strip = gallery.strip(examples)
     assert all(f'alt="{example.alt}"' in strip for example in examples)
-    assert [f'data-example="{k}"' in strip for k in range(len(examples))] == [True] * len(examples)
+    assert all(f'data-example="{example.name}"' in strip for example in examples)
+    assert "CIFAR-10" in said
 
 
 def test_original_bytes_reach_the_service_not_what_gradio_makes_of_them(
@@ -97,4 +113,4 @@ def test_original_bytes_reach_the_service_not_what_gradio_makes_of_them(
 ) -> None:
     box = components["nb-photo"]
     assert (box.type, box.image_mode) == ("filepath", None)
-    assert "webcam" not in box.sources
+    assert box.sources == ["upload", "webcam", "clipboard"]

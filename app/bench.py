@@ -1,0 +1,218 @@
+"""`python -m app bench`: the app through HTTP, from one client to more than it has places for."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from PIL import Image, ImageOps
+
+from app import gallery
+from app.load import TIMEOUT_S, Api, Asked, Question, load
+
+PHOTOS = 4
+MEMORY = "process_resident_memory_bytes"
+SAMPLE_S = 1.0
+FLAT_MB = 50
+"""More growth of the server's memory than this is called a leak."""
+BEYOND = 16
+"""Calls of the burst that cannot find a place."""
+MIX = ("predict",) * 8 + ("burden", "compare")
+"""Of a long load: mostly quick questions, some that take a hundred times as long."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppBench:
+    """What is measured."""
+
+    url: str
+    clients: tuple[int, ...] = (1, 8, 32)
+    """How many ask at the same time, one run for each."""
+    endpoints: tuple[str, ...] = ("predict", "compare")
+    seconds: float = 10.0
+    """How long each number of clients asks."""
+    minutes: float | None = None
+    """Instead: one long run of all kinds of questions, memory watched."""
+
+    def __post_init__(self) -> None:
+        if not self.clients or min(self.clients) < 1:
+            raise ValueError(f"clients must be at least 1, got {self.clients}")
+        if self.seconds < 0 or (self.minutes is not None and self.minutes <= 0):
+            raise ValueError("--seconds and --minutes must be positive")
+
+
+def bench_app(bench: AppBench, *, out: Path, about: dict[str, Any], say: Say) -> dict[str, Any]:
+    """Measure a running app; the report is written after every run.
+
+    Args:
+        bench: What is measured.
+        out: JSON file.
+        about: Command, device and versions, for the record.
+        say: Told each line of the report as it comes.
+    """
+    return asyncio.run(_bench(bench, out, about, say))
+
+
+async def _bench(bench: AppBench, out: Path, about: dict[str, Any], say: Say) -> dict[str, Any]:
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    async with httpx.AsyncClient(timeout=TIMEOUT_S, limits=limits) as client:
+        api = Api(bench.url, client)
+        standing = (await client.get(f"{bench.url}/readyz")).json()
+        report: dict[str, Any] = {"subject": "app", **about, "readyz": standing, "runs": []}
+        for name, data in unknown_photos():
+            await api.upload(name, data)
+        long = bench.minutes is not None
+        endpoints = tuple(dict.fromkeys(MIX)) if long else bench.endpoints
+        questions = {
+            name: [Question(endpoint=name, photo=i) for i in range(PHOTOS)] for name in endpoints
+        }
+        for asked in questions.values():
+            await api.answer_alone(asked)
+
+        def keep(entry: dict[str, Any]) -> None:
+            report["runs"].append(entry)
+            report["sound"] = all(not run["errors"] for run in report["runs"])
+            out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            say(line_of(entry))
+
+        if bench.minutes is not None:
+            mixed = [questions[name][i % PHOTOS] for i in range(PHOTOS) for name in MIX]
+            for clients in bench.clients:
+                keep(await _watched(api, mixed, clients, bench.minutes * 60))
+            return report
+        for name in bench.endpoints:
+            for clients in bench.clients:
+                started = time.perf_counter()
+                found = await load(api, questions[name], clients=clients, seconds=bench.seconds)
+                keep(summary(name, clients, found, time.perf_counter() - started))
+        keep(await _burst(api, questions[bench.endpoints[0]]))
+    return report
+
+
+def unknown_photos() -> list[tuple[str, bytes]]:
+    """Photos that the app has not seen: its examples, mirrored, since answers on those are kept."""
+    found = []
+    for number, example in enumerate(gallery.read_examples()[:PHOTOS]):
+        file = io.BytesIO()
+        with Image.open(example.path) as photo:
+            ImageOps.mirror(photo.convert("RGB")).save(file, "JPEG", quality=90)
+        found.append((f"photo-{number}.jpg", file.getvalue()))
+    return found
+
+
+async def _burst(api: Api, questions: Sequence[Question]) -> dict[str, Any]:
+    """More calls at once than there are places: those beyond are to be told so, the others to be
+    answered."""
+    clients = int(await api.metric("nb_queue_size")) * 2 + BEYOND
+    started = time.perf_counter()
+    found = await load(api, questions, clients=clients, seconds=0.0)
+    entry = summary(questions[0].endpoint, clients, found, time.perf_counter() - started)
+    told = [asked.seconds for asked in found if asked.problem == "busy"]
+    told_ms = statistics.median(told) * 1e3 if told else None
+    return entry | {"burst": True, "busy_after_ms": told_ms}
+
+
+async def _watched(
+    api: Api, questions: Sequence[Question], clients: int, seconds: float
+) -> dict[str, Any]:
+    """A long load, with the server's memory over time."""
+    memory: list[tuple[float, float]] = []
+    started = time.perf_counter()
+
+    async def watch() -> None:
+        while True:
+            memory.append((time.perf_counter() - started, await api.metric(MEMORY)))
+            await asyncio.sleep(max(SAMPLE_S, seconds / 200))
+
+    watching = asyncio.create_task(watch())
+    try:
+        found = await load(api, questions, clients=clients, seconds=seconds)
+    finally:
+        watching.cancel()
+    entry = summary("mixed", clients, found, time.perf_counter() - started)
+    grown = growth_mb([held for _, held in memory])
+    return entry | {
+        "memory": [[round(s, 1), held] for s, held in memory],
+        "memory_growth_mb": grown,
+        "memory_is_flat": grown is not None and grown < FLAT_MB,
+    }
+
+
+def growth_mb(held: Sequence[float]) -> float | None:
+    """From the second to the last fifth of a run, by medians; the first fifth is warming up.
+
+    Returns:
+        MB (10**6 bytes); None with fewer than five samples.
+    """
+    fifth = len(held) // 5
+    if not fifth:
+        return None
+    early, late = held[fifth : 2 * fifth], held[-fifth:]
+    return (statistics.median(late) - statistics.median(early)) / 1e6
+
+
+def summary(name: str, clients: int, found: Sequence[Asked], seconds: float) -> dict[str, Any]:
+    """One run in numbers.
+
+    Args:
+        name: What was asked.
+        clients: How many asked.
+        found: Every question.
+        seconds: From the first question to the last answer.
+    """
+    right = [asked for asked in found if asked.problem is None]
+    errors = Counter(a.problem for a in found if a.problem not in (None, "busy"))
+    entry: dict[str, Any] = {
+        "asked": name,
+        "clients": clients,
+        "seconds": seconds,
+        "answered": len(right),
+        "busy": sum(asked.problem == "busy" for asked in found),
+        "errors": dict(errors.most_common(20)),
+        "per_second": len(right) / seconds,
+        "largest_deviation": max((asked.deviation for asked in right), default=None),
+        "latency_ms": {},
+        "answers_per_client": [],
+    }
+    counts = Counter(asked.client for asked in right)
+    if right:
+        entry["answers_per_client"] = [
+            min(counts.get(client, 0) for client in range(clients)), max(counts.values())
+        ]  # fmt: skip
+    for endpoint in sorted({asked.question.endpoint for asked in right}):
+        times = [a.seconds * 1e3 for a in right if a.question.endpoint == endpoint]
+        entry["latency_ms"][endpoint] = {
+            "count": len(times),
+            **{f"p{q}": float(np.percentile(times, q)) for q in (50, 90, 95, 99)},
+            "max": max(times),
+        }
+    return entry
+
+
+def line_of(entry: dict[str, Any]) -> str:
+    """A run as a line of text."""
+    parts = [f"{entry['asked']:8s}{entry['clients']:4d} clients", f"{entry['answered']:6d} answers"]
+    parts.append(f"{entry['per_second']:7.1f}/s")
+    for endpoint, ms in entry["latency_ms"].items():
+        parts.append(
+            f"{endpoint} {ms['p50']:.0f} ms median, {ms['p95']:.0f} p95, {ms['p99']:.0f} p99"
+        )
+    if entry["busy"]:
+        parts.append(f"{entry['busy']} told busy")
+    if "memory_growth_mb" in entry:
+        parts.append(f"memory grew {entry['memory_growth_mb']} MB")
+    wrong = sum(entry["errors"].values())
+    parts.append(f"{wrong} ERRORS: {entry['errors']}" if wrong else "no errors")
+    return "; ".join(parts)

@@ -1,0 +1,118 @@
+"""Every English sentence of the Study tab; `text` holds those of Compare."""
+
+from __future__ import annotations
+
+STUDY = "Study"
+STUDY_SHOWS = (
+    "A model that is better once may be better by luck. A study trains every combination several "
+    "times from the same starting points and judges each claim by its interval."
+)
+CHOOSE = "Study"
+NO_STUDIES = "No study lies in this checkpoint folder."
+
+# Verdicts
+VERDICTS = "What was found"
+RULE = "How verdicts are found"
+FACTS = "What was run"
+CLAIM, VERDICT, NUMBERS = "Claim", "Verdict", "Numbers"
+NO_CLAIMS = (
+    "This study serves to choose settings: it tests no claim, and only validation photos are shown."
+)
+NO_VERDICTS = (
+    "The claims of this study were not written for the page; its report, below, holds what is "
+    "known."
+)
+SIGNS = {"supported": "✓", "not supported": "✗", "undecided": "?"}
+MEANINGS = {
+    "supported": "The interval excludes zero in the claimed direction.",
+    "not supported": "The interval excludes every useful effect in that direction.",
+    "undecided": "Neither, or too few seeds.",
+}
+COUNT = "{count} {verdict}"
+TRIALS = "Settings that were tried"
+TRIALS_SHOWS = (
+    "Each got the same number of trials; chosen is the smallest loss on the validation photos."
+)
+TRIAL_COLUMNS = {
+    "mitigation": "Mitigation",
+    "options": "Setting",
+    "cells": "Hosts × budgets",
+    "val_loss": "Validation loss",
+    "val_top1": "Validation right",
+    "chosen": "Chosen",
+}
+CHOSEN = "chosen"
+
+# Every run
+ARMS = "Every run"
+ARMS_SHOWS = (
+    "A small dot for each run, one a seed; the large mark is the mean, the line its 95 % interval. "
+    "Choose what is measured, and which host, budget and mitigation."
+)
+MEASURE, HOST, BUDGET, MITIGATION = "Measure", "Host", "Budget", "Mitigation"
+ALL = "all"
+BUDGET_WORDS = "{ratio} of the MACs"
+WEIGHTS_BUDGET = "{ratio} of the weights"
+# name: (label, axis)
+MEASURES = {
+    "top1": ("accuracy on test photos", "Right on test photos"),
+    "val_top1": ("accuracy on validation photos", "Right on validation photos"),
+    "gain": (
+        "gain over no mitigation",
+        "Percentage points over the same seed, host and budget without mitigation",
+    ),
+    "recovered": (
+        "recovered share",
+        "Share of what pruning costs that comes back; 100 % is the dense model trained on",
+    ),
+    "did": (
+        "relief beyond what dense gains",
+        "Percentage points gained beyond what the dense model gains by the same",
+    ),
+    "excess": (
+        "burden beyond the cut",
+        "Burden over that of the cut model, before retraining",
+    ),
+}
+HOSTS = {
+    "dense": "dense",
+    "dense_plus": "dense, trained on",
+    "twin": "small twin from scratch",
+    "weights": "single weights",
+}
+ARM_ALT = "{measure}: {values}"
+ARM_MARK = "{arm}: {value}{interval}, {runs}"
+ARM_INTERVAL = " ({low} to {high})"
+ARM_RUNS = "{count} runs"
+ONE_RUN = "1 run"
+RUN_MARK = "{arm}, seed {seed}: {value}"
+NOTHING = "No run of this choice has this measure."
+TOO_MANY = "Only the first {shown} of {count} rows are drawn; choose a host or a mitigation."
+DENSE_PLUS_GUIDE = "Dashed: the dense model trained on for as long."
+ZERO_GUIDE = "Dashed: no difference."
+ONE_GUIDE = "Dashed: 1, where nothing changes."
+WHOLE_GUIDE = "Dashed: everything that pruning cost."
+
+# Figures and tables
+FIGURES = "Figures of the report"
+FIGURE_ALT = "Figure {name}: {caption}"
+RUNS = "All runs as a table"
+RUNS_SHOWS = "Each heading sorts and filters."
+REPORT = "The whole report"
+RUN_COLUMNS = {
+    "pruner": "host",
+    "target_macs_ratio": "budget",
+    "mitigation": "mitigation",
+    "seed": "seed",
+    "macs_ratio": "MACs",
+    "top1": "test right",
+    "val_top1": "validation right",
+    "burden": "burden",
+    "burden_null": "when cut",
+    "takeover": "take-over",
+    "residual": "output error",
+    "num_params": "parameters",
+    "seconds": "seconds",
+    "device": "device",
+    "commit": "commit",
+}

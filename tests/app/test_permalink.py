@@ -1,0 +1,77 @@
+"""A view -> the query of its address -> the same view."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import parse_qsl
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.errors import UserError
+from app.permalink import choices_of, query_of
+from app.visit import Choices
+
+MENUS = {
+    "example": ["church", "dog 2"],
+    "method": ["saliency", "grad_cam"],
+    "target": ["base", "own", "gas pump", "a&b=c"],
+    "quantity": ["burden", "load"],
+    "kind": ["attn", "mlp"],
+}
+DEFAULTS = Choices(
+    variants=["x"],
+    method="saliency",
+    target="base",
+    before=False,
+    quantity="burden",
+    layer=1,
+    kind="mlp",
+)
+
+
+def read(query: str) -> Any:
+    return choices_of(dict(parse_qsl(query.lstrip("?"))), DEFAULTS, MENUS)
+
+
+@given(
+    variants=st.lists(st.from_regex(r"[a-z0-9_+-]{1,9}", fullmatch=True), min_size=1, max_size=4),
+    method=st.sampled_from(MENUS["method"]),
+    target=st.sampled_from(MENUS["target"]),
+    before=st.booleans(),
+    quantity=st.sampled_from(MENUS["quantity"]),
+    layer=st.integers(1, 99),
+    kind=st.sampled_from(MENUS["kind"]),
+    example=st.sampled_from([None, *MENUS["example"]]),
+)
+def test_a_link_restores_the_view_that_it_was_made_of(example: str | None, **values: Any) -> None:
+    choices = Choices(**values)
+    assert read(query_of(choices, example)) == (choices, example)
+
+
+def test_an_address_that_asks_for_nothing_is_the_first_view() -> None:
+    assert read("") is None
+    assert read("?__theme=dark&view=api") is None
+
+
+def test_what_a_link_leaves_out_is_as_at_first() -> None:
+    choices, example = read("?example=church&layer=3")
+    assert (choices.variants, choices.method, choices.layer) == (["x"], "saliency", 3)
+    assert example == "church"
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("?example=../../etc/passwd", r"example '\.\./\.\./etc/passwd'; available: church, dog 2"),
+        ("?method=magic", "method 'magic'; available: saliency, grad_cam"),
+        ("?target=unicorn", "target 'unicorn'; available: base, own, gas pump"),
+        ("?quantity=weight", "quantity 'weight'; available: burden, load"),
+        ("?layer=0", "layer '0'; a layer is a whole number from 1 on"),
+        ("?layer=²", "layer '²'"),
+    ],
+)
+def test_a_link_to_what_is_not_there_says_what_is(query: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        read(query)

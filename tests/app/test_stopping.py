@@ -1,0 +1,104 @@
+"""The app as a process: it finishes what runs when it is stopped, and a kill loses no promise."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image, ImageOps
+
+from nbcore.checkpoint import sha256_of
+from tests.app.processes import API, AppProcess, app_process
+from tests.app.serving import example_path
+
+pytestmark = pytest.mark.slow
+RUNNING = "nb_calls_running"
+
+
+def begin_long_call(app: AppProcess) -> tuple[str, str]:
+    """A call that takes a while, at work when this returns: its endpoint and event."""
+    event = app.ask("compare", app.upload(example_path()), method="occlusion")
+    app.wait_until(RUNNING, 1)
+    return "compare", event
+
+
+def test_sigterm_lets_a_running_call_end_and_be_fetched(
+    tiny_checkpoints: Path, tmp_path: Path
+) -> None:
+    with app_process(tiny_checkpoints, tmp_path, "--log-format", "json") as app:
+        app.wait_until("nb_ready", 1)
+        endpoint, event = begin_long_call(app)
+        with ThreadPoolExecutor() as pool:
+            answer = pool.submit(app.fetch, endpoint, event)
+            app.process.send_signal(signal.SIGTERM)
+            refused = None
+            # The signal is taken at the next turn of the server's loop.
+            while refused is None:
+                found = httpx.post(f"{app.url}{API}/call/v2/models", json={}, timeout=60)
+                refused = found if found.status_code != 200 else None
+            assert refused.status_code == 503
+            assert "being stopped" in refused.json()["detail"]
+            assert httpx.get(f"{app.url}/readyz", timeout=30).status_code == 503
+            assert httpx.get(f"{app.url}/healthz", timeout=30).status_code == 200
+            found = answer.result()
+        assert "event: complete" in found
+        assert '"attributions"' in found
+        assert app.process.wait(30) == -signal.SIGTERM
+        lines = [line for line in app.said().splitlines() if line.startswith("{")]
+        calls = [entry for entry in map(json.loads, lines) if entry["logger"] == "app.calls"]
+        ended = {entry["call"]: entry["outcome"] for entry in calls}
+        assert ended["compare"] == "answered"
+        assert ended["gate"] == "turned_away"
+        assert example_path().stem not in app.said()
+
+
+def test_what_takes_longer_than_its_time_is_cut_off(tiny_checkpoints: Path, tmp_path: Path) -> None:
+    with app_process(tiny_checkpoints, tmp_path, "--stop-seconds", "0.01") as app:
+        app.wait_until("nb_ready", 1)
+        begin_long_call(app)
+        started = time.monotonic()
+        app.process.send_signal(signal.SIGTERM)
+        app.process.wait(60)
+        assert time.monotonic() - started < 30
+        assert "calls are cut off after 0.01 s" in app.said()
+
+
+def test_a_kill_in_the_middle_of_a_call_loses_nothing_promised(
+    tiny_checkpoints: Path, tmp_path: Path
+) -> None:
+    # Not an example, which the page itself keeps beside the uploads.
+    photo = tmp_path / "visitors-own.png"
+    with Image.open(example_path()) as example:
+        ImageOps.mirror(example).save(photo)
+
+    def answers(app: AppProcess) -> str:
+        app.wait_until("nb_ready", 1)
+        event = app.ask("predict", app.upload(photo))
+        return re.sub(r'"latency_ms": [^,}]+', "", app.fetch("predict", event))
+
+    before = {path: sha256_of(path) for path in tiny_checkpoints.rglob("*") if path.is_file()}
+    with app_process(tiny_checkpoints, tmp_path) as app:
+        first = answers(app)
+        begin_long_call(app)
+        port = int(app.url.rsplit(":", 1)[1])
+        app.process.kill()
+        app.process.wait(30)
+    left = [path for path in tmp_path.rglob(photo.name) if path != photo]
+    assert left
+    for path in left:
+        # As if the hour that uploads are kept had passed meanwhile.
+        os.utime(path, (time.time() - 3700,) * 2)
+    with app_process(tiny_checkpoints, tmp_path, port=port) as app:
+        app.wait_until("nb_ready", 1)
+        assert not any(path.exists() for path in left)
+        assert "event: complete" in first
+        assert answers(app) == first
+    after = {path: sha256_of(path) for path in tiny_checkpoints.rglob("*") if path.is_file()}
+    assert after == before
