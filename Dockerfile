@@ -2,25 +2,44 @@
 FROM python:3.12-slim
 
 RUN useradd --create-home --uid 1000 user
-USER user
+USER 1000
 WORKDIR /home/user/app
 
-ENV PATH=/home/user/.venv/bin:$PATH \
+# The last two let NVIDIA's container runtime bring its driver in, where there is one.
+ENV HOME=/home/user \
+    PATH=/home/user/.venv/bin:$PATH \
     PIP_NO_CACHE_DIR=1 \
     PYTHONUNBUFFERED=1 \
     GRADIO_ANALYTICS_ENABLED=False \
-    HF_HUB_OFFLINE=1
+    HF_HUB_OFFLINE=1 \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
-# Before the code, so that a change of code reuses this layer of several GB.
-COPY --chown=user requirements.txt ./
-RUN python -m venv /home/user/.venv && pip install -r requirements.txt
+# Before the code, so that a change of code reuses this layer of several GB. What only training needs is left out, and so
+# is what serving never loads: headers, static libraries, tests, and Triton, the compiler behind torch.compile.
+COPY --chown=1000 requirements.txt ./
+RUN python -m venv /home/user/.venv \
+    && sed '/^# Training only/,$d' requirements.txt > /tmp/serving.txt \
+    && pip install -r /tmp/serving.txt \
+    && rm /tmp/serving.txt \
+    && find /home/user/.venv -name '*.a' -delete \
+    && find /home/user/.venv -type d \( -path '*/torch/include' -o -path '*/torch/test' -o -path '*/nvidia/*/include' \
+        -o -path '*/site-packages/triton' \) \
+        -prune -exec rm -rf {} +
 
-COPY --chown=user LICENSE ./
-COPY --chown=user nbcore nbcore
-COPY --chown=user checkpoints checkpoints
-COPY --chown=user app app
+COPY --chown=1000 LICENSE ./
+COPY --chown=1000 nbcore nbcore
+COPY --chown=1000 checkpoints checkpoints
+COPY --chown=1000 app app
+
+# A Space stands behind a proxy, so the address of a visitor is what the proxy says.
+ENV NB_HOST=0.0.0.0 \
+    NB_PORT=7860 \
+    NB_LOG_FORMAT=json \
+    NB_TRUSTED_PROXIES=* \
+    NB_RATE_PER_MINUTE=240
 
 EXPOSE 7860
-HEALTHCHECK --interval=30s --timeout=5s --start-period=60s \
+HEALTHCHECK --interval=30s --timeout=5s --start-period=120s \
     CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:7860/healthz', timeout=4)"]
-CMD ["python", "-m", "app", "--host", "0.0.0.0", "--port", "7860"]
+CMD ["python", "-m", "app"]
