@@ -157,8 +157,12 @@ def imagenette_vit_tiny() -> tuple[RunConfig, ...]:
     random initialisation, with a convolutional teacher trained in the same run.
 
     Command: python -m nbcore run imagenette-vit-tiny --data DIR
-    Time: not run to its end yet.
-    Expected: not known yet.
+    Time: one H200: the dense model 7 minutes, its teacher and all compilation included; pruned ones
+        2.5 minutes for six side by side (one process each, `--only ID`).
+    Expected: top-1 on the test photos, seed 0: dense 0.928; at a quarter of the MACs, none,
+        published and the best: taylor 0.907, 0.912, 0.920; s2vite 0.902, 0.906, 0.909. The spread
+        between seeds is not known; the 95 % interval over photos is 0.9 points to each side.
+        magnitude and the half budget were not trained yet.
     """
     dense = RunConfig(
         id="imagenette-vit-tiny-dense",
@@ -279,17 +283,21 @@ def _four_layer(
 
 @RECIPES.register("cifar10-four-layer")
 def cifar10_four_layer() -> tuple[RunConfig, ...]:
-    """A four-layer ViT on CIFAR-10, the setting of arXiv:2407.16716, as in the study of that name:
-    settings chosen on validation data in `cifar10-tuning`.
+    """A four-layer ViT on CIFAR-10, the setting of arXiv:2407.16716.
+
+    As the arms of the study of that name: settings chosen on validation data in `cifar10-tuning`.
 
     Command: python -m nbcore run cifar10-four-layer --data DIR
+    Time: under 3 minutes of one H200 that a study shares.
+    Expected: test top-1, seed 0: dense 0.770, none 0.728, published 0.734, the best 0.748. In the
+        study dense models of five seeds lie between 0.770 and 0.780.
     """
     return _four_layer("cifar10", 32, 4, 0.2, True, (45, 8), 9)
 
 
 @RECIPES.register("mnist-four-layer")
 def mnist_four_layer() -> tuple[RunConfig, ...]:
-    """A four-layer ViT on MNIST, the setting of arXiv:2407.16716, as in the study of that name.
+    """A four-layer ViT on MNIST, the setting of arXiv:2407.16716, as the arms of its study.
 
     Command: python -m nbcore run mnist-four-layer --data DIR
     """
