@@ -113,18 +113,23 @@ def default_ids(variants: Sequence[Described]) -> tuple[str, ...]:
     return (dense.id, *rest[:2])
 
 
+def _words(mitigation: str | None) -> str:
+    """A name that lines can break in: "token merging + handoff"."""
+    return str(mitigation).replace("_", " ").replace("+", " + ")
+
+
 def _titles(variants: Sequence[Variant]) -> dict[str, str]:
     """Labels that say only what tells variants of a dataset apart."""
     attempts = [
         lambda v: (
             "dense"
             if v.base is None
-            else f"{v.macs_ratio:.0%} MACs, {v.mitigation}".replace("%", " %")
+            else f"{v.macs_ratio:.0%} MACs, {_words(v.mitigation)}".replace("%", " %")
         ),
         lambda v: (
             "dense"
             if v.base is None
-            else f"{v.pruner} {v.macs_ratio:.0%} MACs, {v.mitigation}".replace("%", " %")
+            else f"{v.pruner} {v.macs_ratio:.0%} MACs, {_words(v.mitigation)}".replace("%", " %")
         ),
         lambda v: v.id,
     ]
