@@ -347,3 +347,13 @@ def test_weights_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     for name in ("broken.pth", "broken.safetensors", "code.pth", "list.pth"):
         with pytest.raises(ValueError, match=f"{name} cannot be read as weights"):
             loaded(tmp_path / name)
+
+
+def test_a_model_with_another_merge_stays_on_its_device() -> None:
+    model = create_dense(
+        ModelConfig(name="vit_tiny_patch16_224", kwargs=SHAPE | AVERAGED),
+        img_size=32,
+        num_classes=3,
+    ).to("meta")
+    other = with_merge(model, Merge(block=1, r=2))
+    assert {t.device.type for t in (*other.parameters(), *other.buffers())} == {"meta"}
