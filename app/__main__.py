@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 BAD_USAGE = 2
 UNSOUND = 1
+INTERRUPTED = 130
 BENCH = "bench"
 HELP_WIDTH = 90
 CHECKED_PHOTOS = 2
@@ -205,7 +206,7 @@ def bench_parser() -> argparse.ArgumentParser:
 
 def _bench(arguments: Sequence[str]) -> int:
     from app.bench import AppBench, bench_app
-    from app.bench_server import about, served
+    from app.bench_server import about, ended_by_sigterm, served
 
     given = bench_parser().parse_args(arguments)
     values = {name: getattr(given, name) for name in ("clients", "endpoints", "seconds", "minutes")}
@@ -217,7 +218,7 @@ def _bench(arguments: Sequence[str]) -> int:
     command = shlex.join(["python", "-m", "app", BENCH, *arguments])
     try:
         bench = AppBench(url="", **chosen)
-        with served(given.url, given.serve) as url:
+        with ended_by_sigterm(), served(given.url, given.serve) as url:
             report = bench_app(
                 dataclasses.replace(bench, url=url),
                 out=given.out,
@@ -226,6 +227,8 @@ def _bench(arguments: Sequence[str]) -> int:
             )
     except (ValueError, RuntimeError, OSError) as error:
         return _refuse(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return 0 if report["sound"] else UNSOUND
 
 

@@ -178,7 +178,7 @@ def _run(requests: Sequence[_Request]) -> list[Answered | Exception]:
         Exception: If the run fails, whosever images are to blame.
     """
     session = requests[0].line.session()
-    images = np.concatenate([request.images for request in requests])
+    images = [request.images for request in requests]
     gates = [_rows(requests, position) for position in (0, 1)]
     started = time.perf_counter()
     found = session.run(images, *gates)

@@ -71,6 +71,7 @@ async def _bench(bench: AppBench, out: Path, about: dict[str, Any], say: Say) ->
         api = Api(bench.url, client)
         standing = (await client.get(f"{bench.url}/readyz")).json()
         report: dict[str, Any] = {"subject": "app", **about, "readyz": standing, "runs": []}
+        say(f"asking {bench.url}")
         for name, data in unknown_photos():
             await api.upload(name, data)
         long = bench.minutes is not None
@@ -79,7 +80,10 @@ async def _bench(bench: AppBench, out: Path, about: dict[str, Any], say: Say) ->
             name: [Question(endpoint=name, photo=i) for i in range(PHOTOS)] for name in endpoints
         }
         for asked in questions.values():
+            started = time.perf_counter()
             await api.answer_alone(asked)
+            each_ms = (time.perf_counter() - started) / len(asked) * 1e3
+            say(f"{asked[0].endpoint}: {each_ms:.0f} ms for each of {len(asked)} lone requests")
 
         def keep(entry: dict[str, Any]) -> None:
             report["runs"].append(entry)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ import torch
 from nbcore.provenance import device_name, library_versions, source_commit
 
 START_S = 300
+STOP_S = 60
 
 
 def about(command: str) -> dict[str, Any]:
@@ -66,9 +68,23 @@ def served(url: str | None, options: Sequence[str]) -> Iterator[str]:
             yield found[0]
         finally:
             process.terminate()
-            process.wait(60)
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
             assert process.stdout is not None
             process.stdout.close()
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, so that what was started is stopped too."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _wait_ready(url: str, process: subprocess.Popen[str] | None) -> None:

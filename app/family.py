@@ -9,7 +9,7 @@ from app import text_models as text
 from app.amounts import percent
 from app.markup import term
 from app.records import Record
-from app.styles import Styles, host_words, mitigation_words
+from app.styles import PLAIN, Styles, host_words, mitigation_words
 
 
 def family(records: Sequence[Record], *, dataset: str) -> str:
@@ -41,17 +41,25 @@ def _hosts(children: Sequence[Record], styles: Styles) -> str:
 
 
 def _leaves(members: Sequence[Record], styles: Styles) -> str:
-    ordered = sorted(members, key=lambda r: -round(r.variant.macs_ratio, 2))
+    places = {name: place for place, name in enumerate(styles.mitigations)}
+    ordered = sorted(
+        members,
+        key=lambda r: (-round(r.variant.macs_ratio, 2), places[r.variant.mitigation or PLAIN]),
+    )
     items = []
     for record in ordered:
         name = record.variant.mitigation
         words = text.LEAF.format(
             ratio=percent(record.variant.macs_ratio, 0), mitigation=mitigation_words(name)
         )
-        items.append(
-            f"<li>{_leaf(record, words, text.MITIGATIONS.get(name or '', ''), styles)}</li>"
-        )
+        items.append(f"<li>{_leaf(record, words, _meaning(name), styles)}</li>")
     return f"<ul>{''.join(items)}</ul>"
+
+
+def _meaning(mitigation: str | None) -> str:
+    """What each part of a mitigation does; nothing where a part is unknown."""
+    parts = [text.MITIGATIONS.get(part) for part in (mitigation or "").split("+")]
+    return "; ".join(part for part in parts if part) if all(parts) else ""
 
 
 def _host(name: str | None) -> str:

@@ -31,6 +31,8 @@ SHOWN = ("found", "tiles", "previous", "next", "page")
 OPENED = (*WHO[1:], "class_name", "refused", "credit")
 RETOLD = ("pattern", "of", "min_burden", "max_burden", "names", "summary")
 BURDEN_STEP = 0.05
+# Menus are filled when the tab is opened; a server that forgot that session still takes its values.
+EVENT = HIDDEN | {"preprocess": False}
 NONE = ""
 """Value of the menu entry that stands for no mitigated model, or for any class."""
 WAITING = '<div class="nb-skeleton" aria-hidden="true"></div>'
@@ -126,29 +128,29 @@ class _Wiring:
         """Attach every event of the tab."""
         parts = self.parts
         asked = self.named(*WHO, *WHICH)
-        latest = HIDDEN | {"trigger_mode": "always_last"}
+        latest = EVENT | {"trigger_mode": "always_last"}
         gr.on(
             [tab.select, parts["dataset"].input],
             in_plain_words(self.open),
             asked,
             self.named(*OPENED, *RETOLD, *SHOWN),
-            **HIDDEN,
+            **EVENT,
         )
         gr.on(
             [parts["pruned"].input, parts["mitigated"].input],
             in_plain_words(self.retell),
             asked,
             self.named(*RETOLD, *SHOWN),
-            **HIDDEN,
+            **EVENT,
         )
         touched = [parts[name].input for name in WHICH]
         shown = self.named(*SHOWN)
         gr.on(touched, in_plain_words(self.first_page), asked, shown, **latest)
         for name, step in (("previous", -1), ("next", 1)):
             turned = in_plain_words(self.turned_by(step))
-            parts[name].click(turned, [*asked, parts["page"]], shown, **HIDDEN)
+            parts[name].click(turned, [*asked, parts["page"]], shown, **EVENT)
         picked = parts["tiles"].select(
-            in_plain_words(self.pick), self.named(*WHO), parts["opening"], **HIDDEN
+            in_plain_words(self.pick), self.named(*WHO), parts["opening"], **EVENT
         )
         compare.open_after(picked, parts["opening"])
 

@@ -23,9 +23,13 @@ STYLES = {
 """Shape and colour of a role, the same in every picture."""
 LANES = {"dense": 0.24, "pruned": 0.0, "mitigated": -0.24}
 """Where a role's mark stands within the row of a class."""
+FEW_PHOTOS = 10
+"""Groups of fewer stand alone: a line through a single photo would draw the eye to chance."""
 ON_CLICK = """element.addEventListener('click', (event) => {
   const chosen = event.target.closest('[data-photo]');
-  if (chosen) trigger('select', {index: Number(chosen.dataset.photo)});
+  if (!chosen) return;
+  window.scrollTo(0, 0);
+  trigger('select', {index: Number(chosen.dataset.photo)});
 });"""
 
 
@@ -260,7 +264,11 @@ def reliability(counted: Summary) -> str:
     ]
     lines = [Line(points=[(0.0, 0.0), (1.0, 1.0)], style="nb-diagonal")] + [
         Line(
-            points=[(one.confidence, one.right.value) for one in found.bins],
+            points=[
+                (one.confidence, one.right.value)
+                for one in found.bins
+                if one.right.total >= FEW_PHOTOS
+            ],
             style=STYLES[role].split()[-1],
         )
         for role, found in counted.reliability.items()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 from pathlib import Path
 
 import numpy as np
+import pi_heif
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from app.errors import UserError
@@ -86,6 +88,7 @@ def _read(source: str | Path | bytes | None, max_bytes: int) -> bytes:
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     if data.startswith(ICON_HEADERS):
         _check_pixels(_largest_embedded(data), max_pixels)
+    _register_heif()
     Image.init()
     formats = [name for name in Image.ID if name not in REFUSED_FORMATS]
     try:
@@ -97,6 +100,12 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     except Exception as error:
         raise UserError(_damaged("file")) from error
     return image
+
+
+@functools.cache
+def _register_heif() -> None:
+    """Teach Pillow what phones save photos in; its decoder turns them upright itself."""
+    pi_heif.register_heif_opener(thumbnails=False)
 
 
 def _largest_embedded(data: bytes) -> tuple[int, int]:

@@ -60,7 +60,7 @@ def _sites(
         Slice(
             x=epoch,
             words=[
-                text.TIMELINE_SLICE.format(epoch=epoch, ratio=percent(ratio, 0)),
+                text.TIMELINE_SLICE.format(epoch=f"{epoch:.3g}", ratio=percent(ratio, 0)),
                 *(
                     text.TIMELINE_VALUE.format(layer=layer, value=_number(series[k]))
                     for layer, series in sites
@@ -77,7 +77,7 @@ def _sites(
         what=text.PER_UNIT if per_unit else text.PER_SITE,
         kind=text.TIMELINE_SITES[kind],
         title=record.info.title,
-        epochs=timeline.epochs[-1],
+        epochs=f"{timeline.epochs[-1]:g}",
         values=changes,
     )
     ramp = (
@@ -102,7 +102,10 @@ def _budget(record: Record, timeline: Timeline, x: Scale) -> str:
     )
     points = list(zip(timeline.epochs, ratios, strict=True))
     slices = [
-        Slice(x=epoch, words=[text.TIMELINE_SLICE.format(epoch=epoch, ratio=percent(ratio, 0))])
+        Slice(
+            x=epoch,
+            words=[text.TIMELINE_SLICE.format(epoch=f"{epoch:.3g}", ratio=percent(ratio, 0))],
+        )
         for epoch, ratio in points
     ]
     line = Line(points=points, style="nb-c0")

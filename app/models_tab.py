@@ -67,7 +67,10 @@ def _heading(title: str, shows: str, name: str) -> None:
 
 
 def _datasets(service: Service) -> gr.Radio:
-    names = list(dict.fromkeys(info.dataset for info in service.variants()))
+    infos = service.variants()
+    compared = [info.dataset for info in infos if info.is_default]
+    # First the data set whose models Compare shows.
+    names = list(dict.fromkeys([*compared, *(info.dataset for info in infos)]))
     return gr.Radio(
         names,
         value=names[0] if names else None,

@@ -1,7 +1,6 @@
 """A plot as HTML: words keep their size at every width, and every mark tells its values on hover.
 
-Nothing here knows what is drawn. Colours are classes `nb-c0`, `nb-c1`, …, shapes are classes of
-`SHAPES`; the style sheet gives them their looks in light and dark.
+Nothing here knows what is drawn; the style sheet gives `HUES` and `SHAPES` their looks.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ SHAPES = ("nb-circle", "nb-square", "nb-triangle", "nb-diamond", "nb-cross")
 HUES = tuple(f"nb-c{k}" for k in range(8))
 """The first one is the colour of text."""
 WORDS = Callable[[float], str]
+FEWEST_TICKS = 3
 RIGHT_HALF = 55.0
 """Percent from which a hover text opens to the left, so that it stays on the page."""
 
@@ -50,7 +50,7 @@ def linear(title: str, values: Sequence[float], words: WORDS, *, zero: bool = Fa
     low, high = (0.0 if zero else min(values)), max(values)
     room = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
     low, high = (0.0 if zero else low - room), high + room
-    step = _step((high - low) / 5)
+    step = _step((high - low) / 6)
     first = math.ceil(low / step - 1e-9)
     count = math.floor(high / step + 1e-9) - first + 1
     ticks = tuple((k * step, words(k * step)) for k in range(first, first + count))
@@ -64,13 +64,15 @@ def _step(width: float) -> float:
 
 
 def logarithmic(title: str, values: Sequence[float], words: WORDS) -> Scale:
-    """A scale for positive values, with ticks at 1, 2 and 5 times powers of ten."""
+    """A scale for positive values, with ticks at round multiples of powers of ten."""
     low, high = min(values) / 1.15, max(values) * 1.15
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    # Over three powers of ten and more, ticks at 2 and 5 would run into each other.
-    factors = (1, 2, 5) if high / low < 1000 else (1,)
-    found = [factor * 10.0**power for power in powers for factor in factors]
-    ticks = tuple((value, words(value)) for value in found if low <= value <= high)
+    # The coarsest that leave enough of them, as finer ones would run into each other.
+    for factors in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+        found = [factor * 10.0**power for power in powers for factor in factors]
+        ticks = tuple((value, words(value)) for value in found if low <= value <= high)
+        if len(ticks) >= FEWEST_TICKS:
+            break
     return Scale(title=title, low=low, high=high, ticks=ticks, log=True)
 
 

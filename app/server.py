@@ -67,6 +67,7 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
         show_error=False,
         ssr_mode=False,
         run_history=False,
+        mcp_server=True,
         footer_links=["api"],
     )
 

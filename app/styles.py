@@ -15,7 +15,11 @@ DENSE_SHAPE = "nb-diamond"
 
 def mitigation_words(name: str | None) -> str:
     """A mitigation as plots and tables call it."""
-    return text.NO_MITIGATION if name in (None, PLAIN) else str(name).replace("_", " ")
+    return (
+        text.NO_MITIGATION
+        if name in (None, PLAIN)
+        else str(name).replace("_", " ").replace("+", " + ")
+    )
 
 
 def host_words(name: str | None) -> str:
@@ -38,6 +42,11 @@ class Styles:
         shapes = [shape for shape in SHAPES if shape != DENSE_SHAPE]
         self._shapes = {host: shapes[k % len(shapes)] for k, host in enumerate(hosts)}
         self._hues = hues_of(variant.mitigation or PLAIN for variant in pruned)
+
+    @property
+    def mitigations(self) -> tuple[str, ...]:
+        """In the order of their colours."""
+        return tuple(self._hues)
 
     def of(self, record: Record) -> str:
         """Classes of a model's marks."""

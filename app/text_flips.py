@@ -91,7 +91,8 @@ CONFUSION_CELL = "dense says {row}, this model {column}: {count}"
 RELIABILITY = "How far confidence can be believed"
 RELIABILITY_SHOWS = (
     "Photos in ten groups by how sure a model is. On the dashed line it is right as often as it is "
-    "sure; below it, it is too sure. The error is the mean distance from that line."
+    "sure; below it, it is too sure. The error is the mean distance from that line. Groups of "
+    "fewer than ten photos are not joined to the others."
 )
 RELIABILITY_X, RELIABILITY_Y = "confidence", "right answers"
 RELIABILITY_ALT = "Accuracy against confidence; {errors}"

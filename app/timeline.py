@@ -21,7 +21,8 @@ class Timeline:
     """Records of a training, in their order."""
 
     steps: tuple[int, ...]
-    epochs: tuple[int, ...]
+    epochs: tuple[float, ...]
+    """Epochs done, with their fractions where there are several records in one."""
     macs_ratios: tuple[float, ...]
     loads: np.ndarray
     """Load of each site's surviving units together [records, sites]."""
@@ -61,9 +62,11 @@ def _timeline(records: list[dict[str, Any]]) -> Timeline:
     if not records:
         raise ValueError("it is empty")
     kept = [record.get("kept") for record in records]
+    # Records count whole epochs; steps are all alike, so they tell the fractions.
+    last = max(1, records[-1]["step"])
     return Timeline(
         steps=tuple(int(record["step"]) for record in records),
-        epochs=tuple(int(record["epoch"]) for record in records),
+        epochs=tuple(record["step"] * records[-1]["epoch"] / last for record in records),
         macs_ratios=tuple(float(record["macs_ratio"]) for record in records),
         loads=np.array([record["loads"] for record in records], dtype=np.float64),
         kept=None if None in kept else np.array(kept, dtype=np.float64),

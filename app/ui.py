@@ -177,7 +177,7 @@ class _Wiring:
         everything = self.named("visit", "image", *CHOICES)
         start = in_plain_words(self.compare)
         everywhere = self.named("standing", "status", "take", *visit.RESULTS, *SITE)
-        touched = [parts["compare"].click, parts["image"].input, parts["before"].input]
+        touched = [parts["compare"].click, parts["image"].upload, parts["before"].input]
         gr.on(touched, start, everything, everywhere, **computed)
         cut = ("cut_layers", "cut_order")
         restored = self.named("image", "examples", "dataset", *CHOICES[:-2], *cut)

@@ -142,10 +142,12 @@ def _slow_parts(service: Service, visit: Visit, choices: Choices) -> Iterator[Pa
 
 def burdens(service: Service, visit: Visit) -> Iterator[Parts]:
     """Chart and maps of the photo that is shown."""
-    if visit.image is None or visit.choices is None:
+    # A newer comparison takes the photo away while this one is under way.
+    image, choices = visit.image, visit.choices
+    if image is None or choices is None:
         return
-    ticket, choices = visit.ticket("burden"), visit.choices
-    cells = service.burden(visit.image, choices.variants, choices.quantity)
+    ticket = visit.ticket("burden")
+    cells = service.burden(image, choices.variants, choices.quantity)
     if visit.outdated("burden", ticket):
         return
     visit.burdens = cells
@@ -159,18 +161,19 @@ def burdens(service: Service, visit: Visit) -> Iterator[Parts]:
     )
     for parts in site_maps(service, visit):
         found |= parts
-    sheets = service.burden_sheets(visit.image, cells, which(choices))
+    sheets = service.burden_sheets(image, cells, which(choices))
     found["sheets"] = layer_maps.sheets(visit.infos, sheets, quantity=choices.quantity)
     yield found
 
 
 def ablated(service: Service, visit: Visit) -> Iterator[Parts]:
     """The dense model with the units turned off that the visitor chose."""
-    if visit.image is None or visit.choices is None:
+    image, choices = visit.image, visit.choices
+    if image is None or choices is None:
         return
-    ticket, ids = visit.ticket("ablation"), visit.choices.variants
+    ticket, ids = visit.ticket("ablation"), choices.variants
     try:
-        found = service.ablate(visit.image, ids, visit.ablation, TOP_K)
+        found = service.ablate(image, ids, visit.ablation, TOP_K)
     except UserError as error:
         yield {"ablation": markup.failure(str(error))}
         return
@@ -184,7 +187,7 @@ def ablated(service: Service, visit: Visit) -> Iterator[Parts]:
             info,
             found,
             site=site,
-            drawn=service.burden_pictures(visit.image, burdens, site)[info.id],
+            drawn=service.burden_pictures(image, burdens, site)[info.id],
             scale=service.burden_legend(burdens),
         )
     }
@@ -192,9 +195,9 @@ def ablated(service: Service, visit: Visit) -> Iterator[Parts]:
 
 def site_maps(service: Service, visit: Visit) -> Iterator[Parts]:
     """Maps of the chosen site, from loads measured before."""
-    if visit.image is None or visit.choices is None or visit.burdens is None:
+    image, choices, cells = visit.image, visit.choices, visit.burdens
+    if image is None or choices is None or cells is None:
         return
-    choices, cells = visit.choices, visit.burdens
     site = chosen_site(cells, choices)
     if site is None:
         yield {"maps": ""}
@@ -203,8 +206,8 @@ def site_maps(service: Service, visit: Visit) -> Iterator[Parts]:
         "maps": layer_maps.maps(
             visit.infos,
             cells,
-            service.burden_pictures(visit.image, cells, site, which(choices)),
-            {} if choices.before else service.burden_pictures(visit.image, cells, site, "null"),
+            service.burden_pictures(image, cells, site, which(choices)),
+            {} if choices.before else service.burden_pictures(image, cells, site, "null"),
             site=site,
             before=choices.before,
             scale=service.burden_legend(cells, which(choices)),
@@ -214,13 +217,14 @@ def site_maps(service: Service, visit: Visit) -> Iterator[Parts]:
 
 def attributions(service: Service, visit: Visit) -> Iterator[Parts]:
     """Attribution maps of the photo that is shown."""
-    if visit.image is None or visit.choices is None:
+    image, choices = visit.image, visit.choices
+    if image is None or choices is None:
         return
-    ticket, choices = visit.ticket("attribution"), visit.choices
+    ticket = visit.ticket("attribution")
     cells: Cells[AttributionMap]
     try:
         cells = service.attribute(
-            visit.image,
+            image,
             choices.variants,
             choices.method,
             choices.target,
@@ -237,7 +241,7 @@ def attributions(service: Service, visit: Visit) -> Iterator[Parts]:
             visit.infos,
             cells,
             cells.failures,
-            crop=service.crop(visit.image, choices.variants),
+            crop=service.crop(image, choices.variants),
             method=_method(service, choices.method),
             scales=attribution_scales(service, cells),
         ),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from nbcore.serve.buffer import Buffer
 from nbcore.serve.graph import GATES
 from nbcore.serve.options import Serving
 from nbcore.serve.provider import CPU, CUDA, TENSORRT, provider_options, session_options
@@ -19,19 +20,13 @@ if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
-    from nbcore.serve.session import Arrays
+    from nbcore.serve.session import Arrays, Images
 
 GPU = threading.RLock()
 """Held while a graph is recorded, since until it is, no thread may ask for memory of the GPU; and
 while a session is opened, which asks for it. Who uses torch on the GPU opens sessions before."""
 RUNS_BEFORE_USE = 3
 """ONNX Runtime runs as usual once and records then; one more for what happens only once."""
-TYPES = {
-    "tensor(float)": torch.float32,
-    "tensor(float16)": torch.float16,
-    "tensor(int64)": torch.int64,
-}
-
 logger = logging.getLogger(__name__)
 
 
@@ -76,11 +71,11 @@ class DeviceSession:
         self.outputs = tuple(value.name for value in self.session.get_outputs())
         self._units = {name: inputs[name].shape[1] for name in GATES if name in inputs}
         rows = serving.batch_sizes[-1]
-        self._in = {name: _Buffer(value, rows, place) for name, value in inputs.items()}
-        self._out = {v.name: _Buffer(v, rows, place) for v in self.session.get_outputs()}
+        self._in = {name: Buffer(value, rows, place) for name, value in inputs.items()}
+        self._out = {v.name: Buffer(v, rows, place) for v in self.session.get_outputs()}
         with self._turn():
             for name in self._units:
-                self._in[name].fill(np.ones(1, np.float32), rows)
+                self._in[name].fill([np.ones((1, self._units[name]), np.float32)], rows)
 
     def _open(self) -> onnxruntime.InferenceSession:
         import onnxruntime
@@ -135,7 +130,7 @@ class DeviceSession:
 
     def run(
         self,
-        images: np.ndarray,
+        images: Images,
         unit_gate: np.ndarray | None = None,
         unit_keep: np.ndarray | None = None,
     ) -> Arrays:
@@ -143,20 +138,22 @@ class DeviceSession:
         from nbcore.serve.session import fed_gates
 
         gates = fed_gates(self._units, unit_gate, unit_keep)
-        largest, parts = self.serving.batch_sizes[-1], []
-        for start in range(0, len(images), largest):
+        pieces = [images] if isinstance(images, np.ndarray) else list(images)
+        count, largest = sum(map(len, pieces)), self.serving.batch_sizes[-1]
+        if count <= largest:
+            return self._run({"image": pieces, **{n: [g] for n, g in gates.items()}}, count)
+        joined, parts = np.concatenate(pieces), []
+        for start in range(0, count, largest):
             piece = slice(start, start + largest)
-            rows = {name: g if len(g) == 1 else g[piece] for name, g in gates.items()}
-            parts.append(self._run({"image": images[piece], **rows}, len(images[piece])))
-        if len(parts) == 1:
-            return parts[0]
+            rows = {n: [g if len(g) == 1 else g[piece]] for n, g in gates.items()}
+            parts.append(self._run({"image": [joined[piece]], **rows}, len(joined[piece])))
         return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
 
-    def _run(self, feed: Arrays, count: int) -> Arrays:
+    def _run(self, feed: dict[str, list[np.ndarray]], count: int) -> Arrays:
         size = self._ready(count)
         with self._turn():
-            for name, rows in feed.items():
-                self._in[name].fill(rows, count)
+            for name, pieces in feed.items():
+                self._in[name].fill(pieces, count)
             self._launch(size)
             for buffer in self._out.values():
                 buffer.fetch(count)
@@ -190,6 +187,7 @@ class DeviceSession:
                 try:
                     self._prepare(size)
                 except Exception as error:
+                    self._bound.pop(size, None)
                     self._record_no_more(error)
                     # A stream whose recording broke off takes no more work.
                     self._lay_out()
@@ -218,30 +216,6 @@ class DeviceSession:
             options.add_run_config_entry("gpu_graph_id", str(size))
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         return binding, options
-
-
-class _Buffer:
-    """One input or output for the largest batch, on the device and in pinned host memory."""
-
-    def __init__(self, value: onnxruntime.NodeArg, rows: int, place: str) -> None:
-        shape = (rows, *(int(size) for size in value.shape[1:]))
-        dtype = TYPES[value.type]
-        self.host = torch.zeros(shape, dtype=dtype, pin_memory=place == "cuda")
-        self.device = torch.zeros(shape, dtype=dtype, device=place)
-        self.kind = self.host.numpy().dtype.type
-        self.pointer = self.device.data_ptr()
-
-    def shape(self, size: int) -> tuple[int, ...]:
-        return (size, *self.host.shape[1:])
-
-    def fill(self, rows: np.ndarray, count: int) -> None:
-        """Copy rows, or one row for all, to the device, in the current stream's turn."""
-        np.copyto(self.host[:count].numpy(), rows)
-        self.device[:count].copy_(self.host[:count], non_blocking=True)
-
-    def fetch(self, count: int) -> None:
-        """Copy rows to the host, in the current stream's turn."""
-        self.host[:count].copy_(self.device[:count], non_blocking=True)
 
 
 def _shape(value: onnx.ValueInfoProto, size: int) -> tuple[int, ...]:

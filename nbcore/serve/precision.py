@@ -138,11 +138,13 @@ def stays_single(graph: Graph) -> set[str]:
 
 def to_int8(graph: Graph) -> onnx.ModelProto:
     """Products with weights in eight bits: weights per column ahead, activations by their range in
-    each run."""
+    each run. Loads stay in single precision."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    answers = graph.ancestors(["logits"])
     model = graph.finish()
+    loads = [node.name for node in model.graph.node if not answers & set(node.output)]
     log = logging.getLogger()
     level = log.level
     # It advises a preparation that exported graphs don't need, through the root logger.
@@ -154,6 +156,7 @@ def to_int8(graph: Graph) -> onnx.ModelProto:
                 model,
                 path,
                 op_types_to_quantize=["MatMul", "Gemm"],
+                nodes_to_exclude=loads,
                 per_channel=True,
                 weight_type=QuantType.QInt8,
                 extra_options={

@@ -24,6 +24,8 @@ LOGITS = ("logits",)
 ALL: tuple[str, ...] | None = None
 """Every output of the file."""
 Arrays = dict[str, np.ndarray]
+Images = np.ndarray | Sequence[np.ndarray]
+"""float32 [B, 3, S, S], or several such that run together."""
 
 logger = logging.getLogger(__name__)
 
@@ -41,14 +43,14 @@ class ServedSession(Protocol):
 
     def run(
         self,
-        images: np.ndarray,
+        images: Images,
         unit_gate: np.ndarray | None = None,
         unit_keep: np.ndarray | None = None,
     ) -> Arrays:
         """Outputs by name.
 
         Args:
-            images: RGB in [0, 1], float32 [B, 3, S, S] in host memory.
+            images: RGB in [0, 1], float32 [B, 3, S, S] in host memory, or several such.
             unit_gate: Factors on contributions [B, U] or [1, U]; None means ones.
             unit_keep: Units summed in token loads [B, U] or [1, U]; None means all.
         """
@@ -173,11 +175,13 @@ class HostSession:
 
     def run(
         self,
-        images: np.ndarray,
+        images: Images,
         unit_gate: np.ndarray | None = None,
         unit_keep: np.ndarray | None = None,
     ) -> Arrays:
         """As `ServedSession.run`."""
+        if not isinstance(images, np.ndarray):
+            images = images[0] if len(images) == 1 else np.concatenate(images)
         feed = {"image": images, **fed_gates(self._units, unit_gate, unit_keep)}
         return dict(zip(self.outputs, self.session.run(None, feed), strict=True))
 

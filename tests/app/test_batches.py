@@ -30,10 +30,11 @@ class Doubling:
 
     def run(
         self,
-        images: np.ndarray,
+        pieces: Sequence[np.ndarray],
         unit_gate: np.ndarray | None = None,
         unit_keep: np.ndarray | None = None,
     ) -> Arrays:
+        images = np.concatenate(pieces)
         self.threads.add(threading.get_ident())
         self.may_run.wait(30)
         self.sizes.append(len(images))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from app.bench import AppBench, bench_app, growth_mb, line_of, summary, unknown_
 from app.load import Api, Asked, Question, load
 from app.registry import ModelRegistry
 from tests.app.serving import Served, example_path, serve
+from tests.sources import ROOT
 
 PREDICT = Question(endpoint="predict", photo=0)
 
@@ -127,7 +130,9 @@ def test_a_bench_of_a_running_app_tells_latencies_and_who_was_told_busy(
     assert burst["clients"] == 80
     assert burst["answered"] + burst["busy"] == 80
     assert burst["answered"] >= 32
-    assert len(said) == 3
+    assert said[0] == f"asking {served.url}"
+    assert said[1].startswith("predict: ")
+    assert len(said) == 2 + 3
 
 
 def test_a_long_load_watches_memory(served: Served, tmp_path: Path) -> None:
@@ -139,6 +144,23 @@ def test_a_long_load_watches_memory(served: Served, tmp_path: Path) -> None:
     assert len(run["memory"]) >= 5
     assert run["memory"][0][1] > 1e7
     assert run["errors"] == {}
+
+
+@pytest.mark.slow
+def test_a_bench_that_is_terminated_stops_the_app_that_it_started(
+    tiny_checkpoints: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "app", "bench", "--minutes", "5", "--clients", "1"]
+    command += ["--out", str(tmp_path / "app.json")]
+    command += ["--serve", "--checkpoints", str(tiny_checkpoints), "--device", "cpu"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as bench:
+        assert bench.stdout is not None
+        url = bench.stdout.readline().removeprefix("asking ").strip()
+        assert httpx.get(f"{url}/healthz", timeout=30).status_code == 200
+        bench.terminate()
+        assert bench.wait(90) == 130
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{url}/healthz", timeout=30)
 
 
 @pytest.mark.parametrize(

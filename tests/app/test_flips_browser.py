@@ -15,6 +15,7 @@ from nbcore.answers import answers_path, base_of, read_answers, stamp_of, write_
 from nbcore.checkpoint import read_manifest
 from tests.app.folders import ids_by_mitigation, with_second_dataset
 from tests.app.serving import Served, serve
+from tests.app.test_browser_access import grave
 from tests.app.visitor import PHONE, Visitor
 
 pytestmark = pytest.mark.browser
@@ -168,6 +169,7 @@ def test_a_click_opens_the_photo_in_compare_with_its_models(
     wait_until_shown(visitor, trio, chapter, query)
     item = find(chapter, trio, query, limit=3).items[2]
     visitor.mark()
+    page.evaluate("window.scrollTo(0, 300)")
     page.click(f"{TILES} >> nth=2")
     visitor.wait()
     assert page.get_attribute("button[role=tab]:has-text('Compare')", "aria-selected") == "true"
@@ -179,6 +181,7 @@ def test_a_click_opens_the_photo_in_compare_with_its_models(
     probs = visitor.texts("#nb-predictions .nb-classes li:first-child .nb-prob")
     for words, cell in zip(probs, item.answers.values(), strict=True):
         assert float(words.split("\u202f")[0]) == pytest.approx(100 * cell.prob, abs=0.5)
+    assert page.evaluate("window.scrollY") == 0
     crop = visitor.picture("#nb-attribution .nb-side img")
     photo = served_photo(visitor, chapter, item)
     assert crop.tobytes() == photo
@@ -253,4 +256,5 @@ def test_phone_needs_no_sideways_scrolling(browser: Any, served: Served, scheme:
         "all => all.map(e => e.scrollWidth - e.clientWidth)",
     )
     assert max(widths) <= 1
+    assert grave(visitor.page) == []
     visitor.context.close()

@@ -6,11 +6,13 @@ import base64
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from app import flips_view
 from app.amounts import percent
 from app.flips import Chapter, Query, Summary, Trio, find, summarize
+from app.flips.summary import share
 from tests.app.flip_books import CLASSES, INFOS, PACKED, chapter, info
 
 
@@ -93,8 +95,22 @@ def test_reliability_has_a_mark_for_every_group_of_photos(counted: Summary) -> N
     bins = [one for found in counted.reliability.values() for one in found.bins]
     assert html.count('class="nb-point') == html.count("nb-upright") == len(bins)
     assert html.count("<polyline") == 1 + 3
+    # No group has ten photos, so none is joined to another.
+    assert html.count('points=""') == 3
     for found in counted.reliability.values():
         assert f"expected calibration error {percent(found.error)}" in html
+
+
+def test_reliability_joins_groups_of_ten_photos(counted: Summary) -> None:
+    one = counted.reliability["dense"].bins[0]
+    bins = tuple(
+        replace(one, confidence=sure, right=share(np.arange(total) < right))
+        for sure, right, total in ((0.25, 9, 9), (0.5, 8, 10), (0.75, 12, 12))
+    )
+    found = replace(counted.reliability["dense"], bins=bins)
+    html = flips_view.reliability(replace(counted, reliability={"dense": found}))
+    # Percent of the width and, from above, of the height.
+    assert 'points="50.00,20.00 75.00,0.00"' in html
 
 
 def test_confusion_shades_flips_and_not_what_agrees(counted: Summary) -> None:

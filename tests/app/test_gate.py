@@ -30,11 +30,14 @@ class Stage:
             settings=Settings(**settings), journal=journal, queued=lambda: self.waiting
         )
         self.streams_seen = 0
+        self.bodies: list[int] = []
+        """Sizes that the app has read to the end."""
         self.client = TestClient(Guarded(self.answer, self.gate))
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.streams_seen = self.gate.streams
         size = len(await Request(scope, receive).body())
+        self.bodies.append(size)
         await PlainTextResponse(str(size))(scope, receive, send)
 
     @property
@@ -93,6 +96,7 @@ def test_bodies_have_a_limit_whether_they_tell_their_length_or_not(path: str, li
             yield bytes(1000)
 
     assert stage.client.post(path, content=pieces()).status_code == 413
+    assert stage.bodies == [most]
     assert stage.reasons == ["size", "size"]
 
 

@@ -52,6 +52,15 @@ def test_load_of_one_unit_is_the_sites_over_the_root_of_their_number(
     assert per_unit == pytest.approx(np.full((2, len(variant.sites)), 0.2))
 
 
+def test_several_records_of_one_epoch_stand_at_its_fractions(
+    tmp_path: Path, variant: Variant
+) -> None:
+    # Two epochs of 20 steps, of which whole ones are counted.
+    records = [record(s, variant, epoch=s // 20) for s in (5, 10, 20, 30, 40)]
+    found = read_timeline(write(tmp_path / "h", records), variant)
+    assert found.epochs == pytest.approx((0.25, 0.5, 1, 1.5, 2))
+
+
 def test_records_without_kept_units_have_no_load_of_one_unit(
     tmp_path: Path, variant: Variant
 ) -> None:

@@ -131,6 +131,30 @@ def test_the_tree_goes_from_dense_to_host_to_mitigation(records: tuple[Record, .
         assert percent(record.variant.metrics["top1"]) in drawn
 
 
+def test_leaves_stand_in_one_order_under_every_host(records: tuple[Record, ...]) -> None:
+    dense, *pruned = records
+    first = [changed(r, id=f"a-{k}", macs_ratio=0.5) for k, r in enumerate(pruned)]
+    second = [
+        changed(r, id=f"b-{k}", macs_ratio=0.5, pruner="magnitude") for k, r in enumerate(pruned)
+    ]
+    larger = changed(pruned[-1], id="a-larger", macs_ratio=0.75)
+    drawn = family([dense, *first, larger, *reversed(second)], dataset="shapes")
+    order = [str(k) for k in range(len(pruned))]
+    found = [name.partition("-") for name in attributes(drawn, "data-variant")[1:]]
+    assert [rest for host, _, rest in found if host == "a"] == ["larger", *order]
+    assert [rest for host, _, rest in found if host == "b"] == order
+
+
+def test_a_composition_says_what_each_part_does(records: tuple[Record, ...]) -> None:
+    both = changed(records[1], mitigation="handoff+distillation")
+    drawn = html.unescape(family([records[0], both], dataset="shapes"))
+    for part in ("handoff", "distillation"):
+        assert text.MITIGATIONS[part] in drawn
+    assert "handoff + distillation" in drawn
+    unknown = changed(records[1], mitigation="handoff+something")
+    assert text.MITIGATIONS["handoff"] not in family([records[0], unknown], dataset="shapes")
+
+
 def test_models_without_their_base_stand_apart(records: tuple[Record, ...]) -> None:
     drawn = family(records[1:], dataset="shapes")
     assert text.ORPHANS in drawn

@@ -23,11 +23,11 @@ def test_places_are_percent_of_the_axis_and_stay_on_it() -> None:
 @pytest.mark.parametrize(
     ("values", "zero", "ticks"),
     [
-        # From 0 to 1.06: a fifth is 0.212, so every 0.5.
-        ([0.2, 1.0], True, ["0", "0.5", "1"]),
-        # From 0.4 - 0.036 to 1 + 0.036: a fifth is 0.134, so every 0.2.
+        # From 0 to 1.06: a sixth is 0.177, so every 0.2.
+        ([0.2, 1.0], True, ["0", "0.2", "0.4", "0.6", "0.8", "1"]),
+        # From 0.4 - 0.036 to 1 + 0.036: a sixth is 0.112, so every 0.2.
         ([0.4, 1.0], False, ["0.4", "0.6", "0.8", "1"]),
-        # From 20 - 3.6 to 80 + 3.6: a fifth is 13.4, so every 20.
+        # From 20 - 3.6 to 80 + 3.6: a sixth is 11.2, so every 20.
         ([20, 80], False, ["20", "40", "60", "80"]),
     ],
 )
@@ -47,11 +47,14 @@ def test_one_value_alone_has_an_axis_too() -> None:
     assert linear("x", [0.0], LEFT_TO_RIGHT).ticks
 
 
-def test_logarithmic_ticks_are_1_2_5_until_they_would_crowd() -> None:
-    near = logarithmic("x", [0.05, 1.0], LEFT_TO_RIGHT)
-    assert [words for _, words in near.ticks] == ["0.05", "0.1", "0.2", "0.5", "1"]
+def test_logarithmic_ticks_are_as_fine_as_the_range_needs() -> None:
     far = logarithmic("x", [0.001, 10.0], LEFT_TO_RIGHT)
     assert [words for _, words in far.ticks] == ["0.001", "0.01", "0.1", "1", "10"]
+    near = logarithmic("x", [0.05, 1.0], LEFT_TO_RIGHT)
+    assert [words for _, words in near.ticks] == ["0.05", "0.1", "0.2", "0.5", "1"]
+    # From 0.15 / 1.15 to 0.3 * 1.15.
+    close = logarithmic("x", [0.15, 0.3], LEFT_TO_RIGHT)
+    assert [words for _, words in close.ticks] == ["0.15", "0.2", "0.3"]
 
 
 def test_first_row_is_on_top() -> None:

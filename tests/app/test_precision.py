@@ -39,8 +39,8 @@ def test_only_rows_of_served_files_count(
     variants = [model.variant for model in ModelRegistry(folder).models()]
     own, other = (variant.files["onnx"].sha256 for variant in variants[:2])
     write(folder, "precision-cpu.json", [
-        row(own, "fp32", 0.75), row(own, "int8", 0.7475, 0.99),
         row("0" * 64, "fp32", 0.5), row("0" * 64, "int8", 0.1),
+        row(own, "fp32", 0.75), row(own, "int8", 0.7475, 0.99),
         row(other, "fp32", 0.5),
     ])  # fmt: skip
     write(folder, "precision-bad.json", [{"precision": "int8"}])

@@ -603,14 +603,13 @@ def test_numbers_do_not_change_under_load(
         return [float(value) for answer in answers for value in answer]
 
     wanted, found = numbers(), []
-    together = threading.Barrier(4)
+    together = threading.Barrier(8)
 
     def ask() -> None:
         together.wait()
-        for _ in range(2):
-            found.append(numbers())
+        found.append(numbers())
 
-    threads = [threading.Thread(target=ask) for _ in range(4)]
+    threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -98,6 +98,27 @@ def test_the_newer_attribution_replaces_one_that_is_under_way(
     assert len(newer) == 1
 
 
+@pytest.mark.parametrize("name", ["burden", "ablate", "attribute", "burden_pictures"])
+def test_a_newer_photo_may_come_at_any_moment(
+    service: Service,
+    choices: Callable[..., Choices],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    state, answer = Visit(), getattr(service, name)
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(service, name, answer)
+        # The newer one has taken the photo away and not yet brought its own.
+        state.ticket("all")
+        state.image = state.burdens = state.attributions = None
+        return answer(*args, **kwargs)
+
+    monkeypatch.setattr(service, name, interrupted)
+    steps = list(visit.compare(service, state, photo, choices()))
+    assert "Done in" not in str(steps[-1].get("status"))
+
+
 def test_a_failing_method_leaves_the_rest_of_the_page(
     service: Service,
     choices: Callable[..., Choices],

@@ -66,12 +66,12 @@ def test_a_ratio_pairs_the_windows_of_each_round() -> None:
 
 def test_cells_tell_medians_of_runs_and_the_gain_over_dense_of_the_same_kind() -> None:
     cells = [
-        cell([[10.0, 12.0], [14.0]]),
-        cell([[4.0, 6.0], [7.0]], variant="half"),
         # Another contender's dense model, which must not be compared with.
         cell([[1.0], [1.0]], contender="onnx"),
+        cell([[10.0, 12.0], [14.0]]),
+        cell([[4.0, 6.0], [7.0]], variant="half"),
     ]
-    dense, half, other = report_of(cells)["cells"]
+    other, dense, half = report_of(cells)["cells"]
     assert (dense["ms"], dense["num_runs"], dense["img_s"]) == (12.0, 3, pytest.approx(8 / 0.012))
     assert dense["ms_iqr"] == [11.0, 13.0]
     assert "speedup" not in dense

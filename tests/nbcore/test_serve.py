@@ -170,6 +170,9 @@ def test_padded_runs_answer_as_lone_ones(file: File, count: int, full: bool) -> 
     session.run_resident(4)
     wanted = file.run(image=IMAGES[:count])
     alike(session.run(IMAGES[:count]), wanted)
+    alike(session.run([IMAGES[:1], IMAGES[1:count]]), wanted)
+    with pytest.raises(ValueError, match=r"rows are \(3, 32, 32\) here, got \(3, 1, 1\)"):
+        session.run(IMAGES[:count, :, :1, :1])
     if full:
         gates = file.gates(count)
         alike(session.run(IMAGES[:count], **gates), file.run(image=IMAGES[:count], **gates))
@@ -275,6 +278,11 @@ def test_eight_bits_move_logits_little(file: File) -> None:
     wanted = file.run(image=IMAGES)["logits"]
     logits = open_served(file.path, serving).run(IMAGES)["logits"]
     assert 0 < np.abs(logits - wanted).max() < 0.1 * np.abs(wanted).max()
+    full = open_served(file.path, serving, outputs=ALL, gates=True)
+    rough = full.run(IMAGES, **file.gates(len(IMAGES)))
+    exact = file.run(image=IMAGES, **file.gates(len(IMAGES)))
+    for name in ("logits", "unit_load", "stream"):
+        assert np.linalg.norm(rough[name] - exact[name]) < 0.1 * np.linalg.norm(exact[name])
 
 
 def test_gates_need_a_session_with_gates(pruned: File) -> None:
