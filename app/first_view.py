@@ -1,9 +1,10 @@
-"""What a page shows before anything is touched: an example, compared once when the app starts."""
+"""What a page shows before anything is touched: an example, compared once as the app starts."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from app import gallery, markup, text, visit
@@ -65,3 +66,37 @@ def first_view(service: Service, examples: Sequence[gallery.Example]) -> FirstVi
         logger.warning("no first view: %s", error)
         return None
     return FirstView(visit=state, parts=parts | {"status": markup.done(text.FIRST_VIEW)})
+
+
+class Beforehand:
+    """Makes the first view in the background, so that the server answers meanwhile."""
+
+    def __init__(self, service: Service, examples: Sequence[gallery.Example]) -> None:
+        self._service, self._examples = service, examples
+        self._found: FirstView | None = None
+        self._done = threading.Event()
+        self.listeners: list[Callable[[FirstView], None]] = []
+        """Called with the first view as soon as it is there."""
+
+    def start(self) -> None:
+        """Begin; pages that are opened meanwhile wait for it instead of computing their own."""
+        threading.Thread(target=self._run, name="first view", daemon=True).start()
+
+    def wait(self, timeout: float | None = None) -> FirstView | None:
+        """The first view; None where there can be none, or not within `timeout` seconds."""
+        self._done.wait(timeout)
+        return self._found
+
+    @property
+    def pending(self) -> bool:
+        return not self._done.is_set()
+
+    def _run(self) -> None:
+        try:
+            found = first_view(self._service, self._examples)
+            if found is not None:
+                for listener in self.listeners:
+                    listener(found)
+            self._found = found
+        finally:
+            self._done.set()

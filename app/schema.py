@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -137,7 +138,11 @@ def by_id(cells: Mapping[str, Any], to_json: Callable[[Any], Any]) -> dict[str, 
 
 
 def png(image: Image.Image) -> Any:
-    path = processing_utils.save_pil_to_cache(image, cache_dir=get_upload_folder(), format="png")
+    data = io.BytesIO()
+    # Takes a third of the time that the usual level takes, for a tenth more bytes.
+    image.save(data, "PNG", compress_level=1)
+    folder = get_upload_folder()
+    path = processing_utils.save_bytes_to_cache(data.getvalue(), "image.png", folder)
     return gr.FileData(path=path, mime_type="image/png").model_dump()
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+# Captum brings pyplot, at which Gradio looks before every call: while another thread is importing it
+# for the first time, that call would fail. So it is here whole before anything is served.
+import captum.attr  # noqa: F401
 import gradio as gr
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
@@ -11,6 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from app import gallery
 from app.errors import UserError
+from app.first_view import Beforehand
 from app.gate import MEGABYTE, Gate, Guarded
 from app.journal import Journal
 from app.logs import log_call
@@ -48,13 +52,15 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
         headers |= {"Content-Disposition": f'attachment; filename="{name}"'}
         return Response(data, media_type=FILES[name][0], headers=headers)
 
-    page = build_page(service, files, concurrency=settings.concurrency)
+    first = Beforehand(service, gallery.read_examples())
+    page = build_page(service, files, first, concurrency=settings.concurrency)
     page.queue(max_size=settings.queue_size, api_open=False)
     page.state_session_capacity = SESSIONS
     # Mounting leaves this False, and then a client may name any file of the server as its upload.
     page.has_launched = True
     _guard(app, page, service, settings)
-    return gr.mount_gradio_app(
+    app.state.first = first
+    mounted = gr.mount_gradio_app(
         app,
         page,
         path="/",
@@ -70,6 +76,9 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
         mcp_server=True,
         footer_links=["api"],
     )
+    # Mounting writes the page's config, which this one changes.
+    first.start()
+    return mounted
 
 
 def _guard(app: FastAPI, page: gr.Blocks, service: Service, settings: Settings) -> None:

@@ -24,7 +24,7 @@ from app.controls import (
     variant_choices,
 )
 from app.errors import UserError
-from app.first_view import FirstView, default_choices, first_view
+from app.first_view import Beforehand, FirstView, default_choices
 from app.permalink import choices_of
 from app.quantities import QUANTITIES
 from app.service import Ablation, AttributionMethod, Service
@@ -58,16 +58,18 @@ DIM_MAPS = """() => {
 }"""
 
 
-def build_page(service: Service, files: Takeaway, *, concurrency: int) -> gr.Blocks:
+def build_page(
+    service: Service, files: Takeaway, first: Beforehand, *, concurrency: int
+) -> gr.Blocks:
     """The page and, on it, the API.
 
     Args:
         service: Answers every question.
         files: Makes what a visitor takes along.
+        first: Makes what a visitor sees first.
         concurrency: Models at work at the same time, for the page and the API together.
     """
     examples = gallery.read_examples()
-    first = first_view(service, examples)
     with gr.Blocks(
         title=text.TITLE,
         analytics_enabled=False,
@@ -90,8 +92,14 @@ def build_page(service: Service, files: Takeaway, *, concurrency: int) -> gr.Blo
         compare = _Wiring(service, parts, files, first).connect(page, concurrency=concurrency)
         for connect, opened in others:
             connect(compare, opened)
-        for name, value in (first.parts if first else {}).items():
+
+    def put(found: FirstView) -> None:
+        """Make the first view a part of the page itself, so that it needs no event."""
+        for name, value in found.parts.items():
             parts[name].value = value
+        page.config = page.get_config_file()
+
+    first.listeners.append(put)
     return page
 
 
@@ -159,7 +167,7 @@ class _Wiring:
     """What happens when a visitor touches something."""
 
     def __init__(
-        self, service: Service, parts: dict[str, Any], files: Takeaway, first: FirstView | None
+        self, service: Service, parts: dict[str, Any], files: Takeaway, first: Beforehand
     ) -> None:
         self.service = service
         self.parts = parts
@@ -274,8 +282,15 @@ class _Wiring:
         except UserError as error:
             refused = error
             standing |= {"status": markup.problem(str(error))}
-        if asked is None and self.first is not None and self.first.stands(self.service):
-            self.first.hand_to(state)
+        if asked is None and self.first.pending:
+            # This page was sent before there was anything to show on it.
+            working = markup.progress(text.WORKING_PREDICT, step=1, steps=visit.STEPS)
+            yield from self.updates(iter([standing | {"status": working}]))
+            if (made := self.first.wait()) is not None:
+                standing = made.parts | standing
+        first = self.first.wait(0) if asked is None else None
+        if first is not None and first.stands(self.service):
+            first.hand_to(state)
             yield from self.updates(iter([standing, *self.offered(state)]))
             if refused is not None:
                 raise refused

@@ -19,19 +19,19 @@ from tests.sources import ROOT, Rule, Source, parse, python_files, read
 # tells the story whose chapters are `stages`, `fit`, `record` and `complete`.
 NBCORE = """
 registry config distributed recipes preprocessing data augment vit graphed masking macs burden
-pruning mitigation evaluate state history train teacher measure compact checkpoint serve answers parity export provenance
-stages fit record complete pipeline verify add triton flips study bench __main__
+pruning mitigation evaluate state history train teacher measure compact checkpoint serve answers
+parity export provenance stages fit record complete pipeline verify add triton flips study bench
+__main__
 """
 APP = """
 errors settings text text_models text_study text_flips theme images amounts turns path_integral
-sites registry catalog flips zeros records timeline benches precision studies batches inference latency
-question gradients token_maps removal trust attribution quantities burden ablation task render pictures
-parity agreement comparison service schema readable markup layer_maps chart
-ablation_view placeholders gallery memory controls api
-tabs visit plot styles family ledger kept_units tradeoff load_history models_tab arms arm_plot
-study_view study_tab flips_view flips_tab first_view permalink poster takeaway ui journal watch
-metrics gate stopping logs sweep server
-answer_diff load bench_server bench __main__
+sites registry catalog flips zeros records timeline benches precision studies batches inference
+latency question gradients token_maps removal trust attribution quantities burden ablation task
+render pictures parity agreement comparison service schema readable markup layer_maps chart
+ablation_view placeholders gallery memory controls api tabs visit plot styles family ledger
+kept_units tradeoff load_history models_tab arms arm_plot study_view study_tab flips_view
+flips_tab first_view permalink poster takeaway ui journal watch metrics gate stopping logs sweep
+server answer_diff load bench_server bench __main__
 """
 ORDER = {"nbcore": NBCORE.split(), "app": APP.split()}
 APP_MAY_READ = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -87,7 +88,18 @@ def open_served(
     # Behind the choice, as it asks for a GPU.
     from nbcore.serve.device import DeviceSession
 
-    return DeviceSession(model, serving, provider)
+    try:
+        session = DeviceSession(model, serving, provider)
+        session.warm(serving.batch_sizes[:1])
+    except Exception as error:
+        if serving.attention != "auto" or provider == TENSORRT:
+            raise
+        # What one card, or one release of ONNX Runtime, fuses need not run on another.
+        logger.warning("fused operators do not run here, so the file's own do: %s", error)
+        plain = replace(serving, attention="exported", fuse_norms=False)
+        model = served_graph(path, plain, provider, outputs=outputs, gates=gates)
+        session = DeviceSession(model, plain, provider)
+    return session
 
 
 def served_graph(

@@ -35,7 +35,9 @@ def serve(checkpoints: Path) -> Served:
     bound = listen(settings)
     # Connections wait from here on, so nobody has to ask whether the server is up yet.
     bound.listen()
-    server = uvicorn.Server(uvicorn.Config(create_app(service, settings), log_level="warning"))
+    app = create_app(service, settings)
+    app.state.first.wait(60)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True).start()
     return Served(url=f"http://127.0.0.1:{bound.getsockname()[1]}", service=service)
 

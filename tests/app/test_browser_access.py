@@ -16,6 +16,8 @@ from tests.app.visitor import DESKTOP, PHONE, Visitor
 
 pytestmark = pytest.mark.browser
 
+SETTLED = """() => Promise.allSettled(document.getAnimations()
+  .filter((a) => a.effect.getComputedTiming().iterations !== Infinity).map((a) => a.finished))"""
 GRAVE = {"serious", "critical"}
 
 
@@ -26,6 +28,8 @@ def served(tiny_checkpoints: Path) -> Served:
 
 def grave(page: Any) -> list[str]:
     """Violations that lock people out, by rule and place."""
+    # What is still fading in is pale for a moment.
+    page.evaluate(SETTLED)
     found = Axe().run(page).response["violations"]
     return [
         f"{rule['id']}: {node['target']} {node['html'][:160]}"

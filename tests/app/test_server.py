@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -14,6 +16,7 @@ from app.service import Service
 from app.settings import Settings
 from tests.app.folders import copy_of, flip_byte, ids_by_mitigation
 from tests.app.serving import Served, serve
+from tests.sources import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +128,13 @@ def test_queue_is_bounded_and_the_page_keeps_its_events_to_itself(tiny_checkpoin
     # One line for everything that computes, or page and API together would exceed the limit.
     lines = {fn.concurrency_id for fn in blocks.fns.values() if fn.concurrency_limit == 1}
     assert "compute" in lines
+
+
+def test_pyplot_is_whole_before_anything_is_served() -> None:
+    # Gradio touches a pyplot that it finds; one that another thread is still importing fails.
+    code = (
+        "import sys, app.server\n"
+        "sys.exit('switch_backend' not in vars(sys.modules['matplotlib.pyplot']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -20,6 +20,8 @@ from tests.app.serving import example_path
 
 pytestmark = pytest.mark.slow
 RUNNING = "nb_calls_running"
+WAITING = 4
+"""Calls that take longer together than a server waits that only closes."""
 
 
 def begin_long_call(app: AppProcess) -> tuple[str, str]:
@@ -29,14 +31,15 @@ def begin_long_call(app: AppProcess) -> tuple[str, str]:
     return "compare", event
 
 
-def test_sigterm_lets_a_running_call_end_and_be_fetched(
+def test_sigterm_lets_calls_that_run_or_wait_end_and_be_fetched(
     tiny_checkpoints: Path, tmp_path: Path
 ) -> None:
-    with app_process(tiny_checkpoints, tmp_path, "--log-format", "json") as app:
+    options = ("--log-format", "json", "--concurrency", "1", "--stop-seconds", "120")
+    with app_process(tiny_checkpoints, tmp_path, *options) as app:
         app.wait_until("nb_ready", 1)
-        endpoint, event = begin_long_call(app)
-        with ThreadPoolExecutor() as pool:
-            answer = pool.submit(app.fetch, endpoint, event)
+        calls = [begin_long_call(app) for _ in range(WAITING)]
+        with ThreadPoolExecutor(WAITING) as pool:
+            answers = [pool.submit(app.fetch, *call) for call in calls]
             app.process.send_signal(signal.SIGTERM)
             refused = None
             # The signal is taken at the next turn of the server's loop.
@@ -47,15 +50,15 @@ def test_sigterm_lets_a_running_call_end_and_be_fetched(
             assert "being stopped" in refused.json()["detail"]
             assert httpx.get(f"{app.url}/readyz", timeout=30).status_code == 503
             assert httpx.get(f"{app.url}/healthz", timeout=30).status_code == 200
-            found = answer.result()
-        assert "event: complete" in found
-        assert '"attributions"' in found
-        assert app.process.wait(30) == -signal.SIGTERM
+            found_answers = [answer.result() for answer in answers]
+        assert all("event: complete" in found for found in found_answers)
+        assert all('"attributions"' in found for found in found_answers)
+        assert app.process.wait(60) == -signal.SIGTERM
         lines = [line for line in app.said().splitlines() if line.startswith("{")]
-        calls = [entry for entry in map(json.loads, lines) if entry["logger"] == "app.calls"]
-        ended = {entry["call"]: entry["outcome"] for entry in calls}
-        assert ended["compare"] == "answered"
-        assert ended["gate"] == "turned_away"
+        logged = [entry for entry in map(json.loads, lines) if entry["logger"] == "app.calls"]
+        outcomes = [entry["outcome"] for entry in logged if entry["call"] == "compare"]
+        assert outcomes == ["answered"] * WAITING
+        assert "turned_away" in [entry["outcome"] for entry in logged if entry["call"] == "gate"]
         assert example_path().stem not in app.said()
 
 

@@ -12,6 +12,7 @@ import pytest
 from app import gallery
 from app.attribution import ATTRIBUTIONS
 from app.controls import answer_controls, question_controls, target_choices, variant_choices
+from app.first_view import Beforehand
 from app.quantities import QUANTITIES
 from app.service import Service
 from app.takeaway import Takeaway
@@ -27,7 +28,7 @@ def service(tiny_checkpoints: Path) -> Service:
 
 @pytest.fixture(scope="module")
 def components(service: Service) -> dict[str, Any]:
-    page = build_page(service, Takeaway(service), concurrency=1)
+    page = build_page(service, Takeaway(service), Beforehand(service, ()), concurrency=1)
     return {block.elem_id: block for block in page.blocks.values() if block.elem_id}
 
 

@@ -21,7 +21,18 @@ from nbcore.compact import compact
 from nbcore.config import Merge
 from nbcore.export import round_to_half, write_onnx
 from nbcore.preprocessing import as_input
-from nbcore.serve import ALL, CPU, LOGITS, Serving, open_served, plain_session, served_graph
+from nbcore.serve import (
+    ALL,
+    CPU,
+    CUDA,
+    LOGITS,
+    Serving,
+    device,
+    open_served,
+    plain_session,
+    served_graph,
+)
+from nbcore.serve import session as session_module
 from nbcore.serve.attention import EMITTERS
 from nbcore.serve.device import DeviceSession
 from nbcore.serve.graph import read_graph
@@ -226,6 +237,30 @@ def test_what_cannot_be_recorded_is_launched(
     monkeypatch.setattr(session, "_launch", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         session.run(IMAGES[:1])
+
+
+class Card:
+    """Stands for a session on a GPU that knows none of ONNX Runtime's own operators."""
+
+    def __init__(self, model: onnx.ModelProto, serving: Serving, provider: str) -> None:
+        self.serving, self.kinds = serving, Counter(node.op_type for node in model.graph.node)
+
+    def warm(self, sizes: tuple[int, ...]) -> None:
+        if own := {"Attention", "SkipLayerNormalization", "BiasGelu"} & self.kinds.keys():
+            raise RuntimeError(f"no kernel for {sorted(own)}")
+
+
+def test_what_does_not_run_fused_runs_as_exported(
+    pruned: File, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(session_module, "choose_provider", lambda _: CUDA)
+    monkeypatch.setattr(device, "DeviceSession", Card)
+    found: Any = open_served(pruned.path, Serving(device="cuda", precision="fp16"))
+    assert (found.kinds["Softmax"], found.serving.precision) == (BLOCKS, "fp16")
+    assert "fused operators do not run here" in caplog.text
+    # What was asked for by name is not replaced.
+    with pytest.raises(RuntimeError, match="no kernel for"):
+        open_served(pruned.path, Serving(device="cuda", attention="fused"))
 
 
 @pytest.mark.parametrize("attention", ["exported", *EMITTERS])
