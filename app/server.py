@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-# Captum brings pyplot, at which Gradio looks before every call: while another thread is importing it
-# for the first time, that call would fail. So it is here whole before anything is served.
+# Captum brings pyplot, at which Gradio looks before every call: while another thread imports it
+# it for the first time, that call would fail. So it is here whole before anything is served.
 import captum.attr  # noqa: F401
 import gradio as gr
 from fastapi import FastAPI

@@ -460,7 +460,6 @@ def _bench_precision(options: argparse.Namespace) -> int:
 def _bench_serve(options: argparse.Namespace) -> int:
     from nbcore.bench.cores import usable_cores
     from nbcore.bench.serve import ServeBench, bench_serve
-    from nbcore.bench.serve_figure import draw_serve
     from nbcore.bench.serve_report import table
 
     given = {
@@ -481,9 +480,12 @@ def _bench_serve(options: argparse.Namespace) -> int:
     )
     command = f"python -m nbcore {shlex.join(options.arguments)}"
     report = bench_serve(bench, command=command, out=options.out, num_cores=cores)
-    draw_serve(report, options.out.with_suffix(".png"))
     for line in table(report):
         print(line)
+    # Last, and imported last: a measuring host may lack what draws.
+    from nbcore.bench.serve_figure import draw_serve
+
+    draw_serve(report, options.out.with_suffix(".png"))
     return 0
 
 
