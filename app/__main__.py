@@ -148,16 +148,22 @@ def _serve(settings: Settings, bound: socket.socket) -> int:
     from app.memory import RememberingService
     from app.server import create_app
     from app.stopping import FinishingServer
-    from app.sweep import keep_swept
+    from app.sweep import files_named_in, keep_swept
     from app.ui import VISIT_SECONDS
 
     logs.set_up(settings.log_format)
-    keep_swept(Path(os.environ["GRADIO_TEMP_DIR"]), VISIT_SECONDS, SWEEP_S)
     try:
         service = RememberingService.from_settings(settings)
     except (ValueError, UserError) as error:
         return _refuse(error)
     app = create_app(service, settings)
+    uploads = Path(os.environ["GRADIO_TEMP_DIR"])
+    keep_swept(
+        uploads,
+        VISIT_SECONDS,
+        SWEEP_S,
+        spared=lambda: files_named_in(app.state.page.config, uploads),
+    )
     photos = gallery.read_examples()[:CHECKED_PHOTOS]
     service.start_checks([service.load_image(photo.path) for photo in photos])
     bound.listen()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 # Captum brings pyplot, at which Gradio looks before every call: while another thread imports it
-# it for the first time, that call would fail. So it is here whole before anything is served.
+# for the first time, that call would fail. So it is here whole before anything is served.
 import captum.attr  # noqa: F401
 import gradio as gr
 from fastapi import FastAPI
@@ -60,6 +60,7 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
     page.has_launched = True
     _guard(app, page, service, settings)
     app.state.first = first
+    app.state.page = page
     mounted = gr.mount_gradio_app(
         app,
         page,

@@ -22,6 +22,12 @@ from tests.app.folders import copy_of, flip_byte, ids_by_mitigation
 from tests.sources import ROOT
 
 
+@pytest.fixture(autouse=True)
+def uploads_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`main` sets this variable for its process; it must not stay set for other tests."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+
+
 def test_help_names_every_option_with_its_variable_and_default(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

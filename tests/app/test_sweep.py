@@ -4,7 +4,7 @@ import os
 import time
 from pathlib import Path
 
-from app.sweep import keep_swept, sweep
+from app.sweep import files_named_in, keep_swept, sweep
 
 
 def aged(path: Path, seconds: float) -> Path:
@@ -43,3 +43,14 @@ def test_what_a_killed_app_left_goes_at_the_next_start(tmp_path: Path) -> None:
         thread.join(0.01)
     assert not left.exists()
     assert thread.daemon
+
+
+def test_what_the_page_itself_shows_stays(tmp_path: Path) -> None:
+    first, upload = aged(tmp_path / "a" / "first.jpg", 7200), aged(tmp_path / "b" / "up.jpg", 7200)
+    elsewhere = tmp_path.parent / "x.jpg"
+    config = {"components": [{"props": {"value": [{"path": str(first)}, str(elsewhere)]}}, 3, None]}
+    spared = files_named_in(config, tmp_path)
+    assert spared == {first}
+    assert sweep(tmp_path, 3600, spared) == 1
+    assert first.exists()
+    assert not upload.exists()
