@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import re
 import socket
@@ -11,6 +12,7 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -23,9 +25,14 @@ from tests.sources import ROOT
 
 
 @pytest.fixture(autouse=True)
-def uploads_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """`main` sets this variable for its process; it must not stay set for other tests."""
+def process_as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """`main` sets a variable and the logs of its process; other tests must not see that."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 def test_help_names_every_option_with_its_variable_and_default(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from app.sweep import sweep
 from tests.app.corpus import corpus
 from tests.app.serving import example_path
 
-REQUESTS, WARM_UP = 300, 60
+REQUESTS, WARM_UP, THREADS = 300, 60, 4
 LIMIT_BYTES = 50e6
 
 
@@ -50,9 +51,19 @@ def test_300_mixed_requests_leave_no_hook_no_file_and_little_memory(
     server = uvicorn.Server(uvicorn.Config(create_app(service, settings), log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
-    client = Client(
-        f"http://127.0.0.1:{bound.getsockname()[1]}", verbose=False, download_files=False
-    )
+    url = f"http://127.0.0.1:{bound.getsockname()[1]}"
+    # One for each thread: threads that share one can end each other's stream of answers.
+    clients = queue.SimpleQueue[Client]()
+    for _ in range(THREADS):
+        clients.put(Client(url, verbose=False, download_files=False))
+
+    def ask(*arguments: Any, api_name: str) -> Any:
+        client = clients.get()
+        try:
+            return client.predict(*arguments, api_name=api_name)
+        finally:
+            clients.put(client)
+
     bad = tmp_path / "bad.png"
     bad.write_bytes(corpus()[0].data)
     photo, broken = handle_file(str(example_path())), handle_file(str(bad))
@@ -62,25 +73,23 @@ def test_300_mixed_requests_leave_no_hook_no_file_and_little_memory(
 
     def refused(*arguments: Any, api_name: str) -> None:
         with pytest.raises(AppError):
-            client.predict(*arguments, api_name=api_name)
+            ask(*arguments, api_name=api_name)
 
     kinds: list[Callable[[int], Any]] = [
-        lambda _: client.predict(photo, api_name="/predict"),
-        lambda _: client.predict(photo, None, "load", api_name="/burden"),
-        lambda _: client.predict(photo, None, 3, api_name="/predict"),
+        lambda _: ask(photo, api_name="/predict"),
+        lambda _: ask(photo, None, "load", api_name="/burden"),
+        lambda _: ask(photo, None, 3, api_name="/predict"),
         lambda _: refused(broken, api_name="/predict"),
-        lambda _: client.predict(api_name="/models"),
+        lambda _: ask(api_name="/models"),
         lambda _: refused(photo, ["nope"], api_name="/burden"),
-        lambda k: client.predict(
-            photo, None, methods[k % len(methods)], "own", api_name="/attribute"
-        ),
+        lambda k: ask(photo, None, methods[k % len(methods)], "own", api_name="/attribute"),
         lambda _: refused(photo, None, "magic", api_name="/attribute"),
-        lambda _: client.predict(photo, None, "residual", api_name="/burden"),
-        lambda _: client.predict(photo, None, "saliency", api_name="/compare"),
+        lambda _: ask(photo, None, "residual", api_name="/burden"),
+        lambda _: ask(photo, None, "saliency", api_name="/compare"),
     ]
     before = hooks(service)
     process = psutil.Process()
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(lambda k: kinds[k % len(kinds)](k), range(WARM_UP)))
         gc.collect()
         memory, opened = process.memory_info().rss, process.num_fds()
