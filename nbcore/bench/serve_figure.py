@@ -47,9 +47,8 @@ def _figure(report: Mapping[str, Any]) -> Figure:
             cells = [c for c in measured if (c["variant"], c["precision"]) == (variant, precision)]
             gains = column >= len(variants)
             _panel(axes, report, cells, gains=gains)
-            ratio = report["variants"][variant]["macs_ratio"]
-            of = "dense" if report["variants"][variant]["base"] is None else f"{ratio:.2f} of MACs"
-            axes.set_title(f"{of}: times dense" if gains else f"{of}, {precision}")
+            of = _name(report["variants"], variant)
+            axes.set_title(f"{of}:\ntimes dense" if gains else f"{of},\n{precision}", fontsize=9)
             if column == 0:
                 axes.set_ylabel("images per second")
             if not gains:
@@ -64,6 +63,20 @@ def _figure(report: Mapping[str, Any]) -> Figure:
     figure.suptitle(f"{report['device']}: {words}", fontsize=9, color=GREY)
     shared_legend(figure, list(panels.ravel()), list(dict.fromkeys(titles)), columns=3)
     return figure
+
+
+def _name(variants: Mapping[str, Any], variant: str) -> str:
+    """What tells a variant from the others: its budget, or the end of its id where budgets tie."""
+    if variants[variant]["base"] is None:
+        return "dense"
+    ratio = f"{variants[variant]['macs_ratio']:.2f} of MACs"
+    alike = [
+        v for v in variants.values() if v["base"] and f"{v['macs_ratio']:.2f} of MACs" == ratio
+    ]
+    if len(alike) == 1:
+        return ratio
+    own = variant.removeprefix(str(variants[variant]["base"]).removesuffix("dense"))
+    return own.replace("_", " ").replace("+", "\n+ ")
 
 
 def _panel(
