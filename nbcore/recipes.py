@@ -288,7 +288,7 @@ def cifar10_four_layer() -> tuple[RunConfig, ...]:
     As the arms of the study of that name: settings chosen on validation data in `cifar10-tuning`.
 
     Command: python -m nbcore run cifar10-four-layer --data DIR
-    Time: under 3 minutes of one H200 that a study shares.
+    Time: under 5 minutes of one H200 that a study shares.
     Expected: test top-1, seed 0: dense 0.770, none 0.728, published 0.734, the best 0.748. In the
         study dense models of five seeds lie between 0.770 and 0.780.
     """
