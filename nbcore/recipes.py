@@ -173,7 +173,7 @@ def imagenette_vit_tiny() -> tuple[RunConfig, ...]:
             stem="conv",
         ),
         train=TrainConfig(
-            epochs=((128, 160), (160, 250), (224, 80)),
+            epochs=((128, 240), (160, 350), (224, 100)),
             batch_size=512,
             lr=1.2e-3,
             warmup_epochs=10,
@@ -187,7 +187,7 @@ def imagenette_vit_tiny() -> tuple[RunConfig, ...]:
         teacher=TeacherConfig(
             name="resnet50d",
             train=TrainConfig(
-                epochs=((128, 60),),
+                epochs=((128, 70),),
                 batch_size=256,
                 lr=2e-3,
                 warmup_epochs=5,
