@@ -106,6 +106,8 @@ class _Plain:
     def __init__(self, task: ServeTask, variant: Variant) -> None:
         import onnxruntime
 
+        from nbcore.serve.provider import new_session
+
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = task.threads
@@ -115,7 +117,7 @@ class _Plain:
             tf32 = {"use_tf32": str(int(task.precision == "tf32"))}
             providers.insert(0, ("CUDAExecutionProvider", tf32))
         path = _onnx_file(task, variant)
-        self.session = onnxruntime.InferenceSession(path, options, providers=providers)
+        self.session = new_session(path, options, providers)
         ran = self.session.get_providers()[0]
         if task.device == "cuda" and ran != "CUDAExecutionProvider":
             raise RuntimeError(f"ONNX Runtime fell back to {ran}")

@@ -14,7 +14,14 @@ import torch
 from nbcore.serve.buffer import Buffer
 from nbcore.serve.graph import GATES
 from nbcore.serve.options import Serving
-from nbcore.serve.provider import CPU, CUDA, TENSORRT, provider_options, session_options
+from nbcore.serve.provider import (
+    CPU,
+    CUDA,
+    TENSORRT,
+    new_session,
+    provider_options,
+    session_options,
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -78,14 +85,12 @@ class DeviceSession:
                 self._in[name].fill([np.ones((1, self._units[name]), np.float32)], rows)
 
     def _open(self) -> onnxruntime.InferenceSession:
-        import onnxruntime
-
         threads = self.serving.threads if self.provider == CPU else 1
         try:
-            return onnxruntime.InferenceSession(
+            return new_session(
                 self._model.SerializeToString(),
                 session_options(threads),
-                providers=provider_options(self.provider, **self._options()),
+                provider_options(self.provider, **self._options()),
             )
         except Exception as error:
             self._record_no_more(error)

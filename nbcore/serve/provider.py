@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,15 +64,26 @@ def _problem(provider: str) -> str | None:
     options = session_options(1)
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
-        session = onnxruntime.InferenceSession(
-            probe.SerializeToString(), options, providers=[provider]
-        )
+        session = new_session(probe.SerializeToString(), options, [provider])
         session.run(None, {"x": np.zeros(1, np.float32)})
     except Exception as error:
         return f"a session on {provider} fails ({error})"
     if session.get_providers()[0] != provider:
         return f"ONNX Runtime could not load its {provider}"
     return None
+
+
+def new_session(
+    model: bytes | str | Path, options: onnxruntime.SessionOptions, providers: list[Any]
+) -> onnxruntime.InferenceSession:
+    """A session, or the error of opening it.
+
+    Left to itself, ONNX Runtime's Python prints what a GPU refused, such as a graph that cannot be
+    recorded, and opens a session on the CPU instead; and again where a run fails.
+    """
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:

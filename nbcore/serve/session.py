@@ -15,7 +15,14 @@ from nbcore.serve.graph import GATES, read_graph
 from nbcore.serve.norms import fuse_norms
 from nbcore.serve.options import Serving
 from nbcore.serve.precision import to_half, to_int8
-from nbcore.serve.provider import CPU, TENSORRT, choose_provider, provider_options, session_options
+from nbcore.serve.provider import (
+    CPU,
+    TENSORRT,
+    choose_provider,
+    new_session,
+    provider_options,
+    session_options,
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -149,17 +156,16 @@ def plain_session(
     Raises:
         RuntimeError: If onnxruntime is not installed, or the provider does not run it.
     """
+    options = {} if provider == CPU else {"use_tf32": 0}
     try:
-        import onnxruntime
+        session = new_session(
+            path, session_options(threads), provider_options(provider, **options)
+        )
     except ImportError as error:
         raise RuntimeError(
             "onnxruntime is not installed here; run `python -m nbcore export ID` on a machine "
             "that has it"
         ) from error
-    options = {} if provider == CPU else {"use_tf32": 0}
-    session = onnxruntime.InferenceSession(
-        path, session_options(threads), providers=provider_options(provider, **options)
-    )
     if session.get_providers()[0] != provider:
         raise RuntimeError(f"{path} runs on {session.get_providers()[0]}, not on {provider}")
     return session
@@ -169,14 +175,10 @@ class HostSession:
     """A session on the CPU."""
 
     def __init__(self, model: onnx.ModelProto, serving: Serving) -> None:
-        import onnxruntime
-
         self.serving = serving
         self.cuda_graph = False
-        self.session = onnxruntime.InferenceSession(
-            model.SerializeToString(),
-            session_options(serving.threads),
-            providers=provider_options(CPU),
+        self.session = new_session(
+            model.SerializeToString(), session_options(serving.threads), provider_options(CPU)
         )
         self.provider = self.session.get_providers()[0]
         self.outputs = tuple(value.name for value in self.session.get_outputs())
