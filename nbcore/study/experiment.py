@@ -54,6 +54,9 @@ from nbcore.vit import PrunableViT, build_model, create_dense, with_merge
 
 EVALUATION_BATCH = {"cuda": 2048, "cpu": 256}
 MEASURE_BATCH = {"cuda": 512, "cpu": 64}
+PIXELS = 2**24
+"""Most in a batch that is evaluated, a quarter of it where it is measured: the processes of a study
+share the memory of a GPU."""
 REHEARSAL_STEPS = 10
 
 
@@ -98,7 +101,9 @@ class Laboratory:
             test=_on(device, data.test),
         )
         self.measured = spread(self.data.test, study.measure_images).images
-        self.measure_batch = MEASURE_BATCH[device.type]
+        pixels = study.data.img_size**2
+        self.evaluation_batch = min(EVALUATION_BATCH[device.type], PIXELS // pixels)
+        self.measure_batch = min(MEASURE_BATCH[device.type], PIXELS // 4 // pixels)
         dense = self._create()
         self.dense_arch = dense.arch
         self.dense_macs = whole_macs(dense)
@@ -272,7 +277,7 @@ class Laboratory:
             logits = predict_logits(
                 torch_predict(model, self.device),
                 split.images,
-                batch_size=EVALUATION_BATCH[self.device.type],
+                batch_size=self.evaluation_batch,
             )
             metrics = dict(evaluate(logits, split.targets))
             row |= {f"{prefix}top1": metrics["top1"], f"{prefix}loss": metrics["loss"]}
