@@ -19,6 +19,7 @@ import uvicorn
 
 from app import text
 from app.errors import UserError
+from app.heap import share_heap
 from app.settings import Settings, option, variable
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ BAD_USAGE = 2
 UNSOUND = 1
 INTERRUPTED = 130
 BENCH = "bench"
+FIRST_VIEW = "first-view"
 HELP_WIDTH = 90
 CHECKED_PHOTOS = 2
 """Photos on which ONNX and torch are compared at the start."""
@@ -41,6 +43,7 @@ EXAMPLES = """examples:
   python -m app --checkpoints runs/mine --device cpu serve your own variants, on the CPU
   NB_DEVICE=cuda NB_CONCURRENCY=4 python -m app      the same options as environment variables
   python -m app bench                                measure it through HTTP; see bench --help
+  python -m app first-view                           renew what the page shows while it starts
 
 The page is at /, its API (gradio_client or plain HTTP) at /?view=api; /healthz, /readyz and
 /metrics are for operators.
@@ -118,7 +121,7 @@ def announce(service: Service, bound: socket.socket) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until interrupted, or measure an app that is served.
+    """Serve until interrupted, measure an app that is served, or renew the first view.
 
     Returns:
         Exit code: 2 where the settings, the port or the checkpoints are refused; 1 where a bench
@@ -127,6 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == [BENCH]:
         return _bench(arguments[1:])
+    if arguments[:1] == [FIRST_VIEW]:
+        return _ship_first_view(arguments[1:])
     given = parser().parse_args(arguments)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     # A folder of our own, since what is older than an hour in it is deleted.
@@ -143,6 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _serve(settings: Settings, bound: socket.socket) -> int:
     # Read when torch is loaded: threads that wait by spinning take the cores from other models.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    share_heap()
     # Behind the checks of `main`, since these take seconds to import and a wrong option should not.
     from app import gallery, logs
     from app.memory import RememberingService
@@ -236,6 +242,32 @@ def _bench(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0 if report["sound"] else UNSOUND
+
+
+def _ship_first_view(arguments: Sequence[str]) -> int:
+    """Write the answers that a page shows while the app starts."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m app {FIRST_VIEW}",
+        description="Compare the first example on the CPU and write the answers into the "
+        "checkpoint folder, where a page finds them while the app starts. Run it whenever the "
+        "variants that are compared at first, or the first example, have changed.",
+    )
+    parser.add_argument(
+        option("checkpoints"), type=Path, default=Settings().checkpoints, metavar="DIR",
+        help="default: %(default)s",
+    )  # fmt: skip
+    given = parser.parse_args(arguments)
+    from app import gallery
+    from app.first_view import ship_first_view
+    from app.service import Service
+
+    try:
+        service = Service.from_settings(Settings(checkpoints=given.checkpoints, device="cpu"))
+        written = ship_first_view(service, gallery.read_examples())
+    except (ValueError, UserError) as error:
+        return _refuse(error)
+    print(f"{written.path}: {written.size_bytes / 1e3:.0f} kB")
+    return 0
 
 
 def _refuse(error: Exception) -> int:

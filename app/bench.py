@@ -23,8 +23,13 @@ from app.load import TIMEOUT_S, Api, Asked, Question, load
 PHOTOS = 4
 MEMORY = "process_resident_memory_bytes"
 SAMPLE_S = 1.0
-FLAT_MB = 50
-"""More growth of the server's memory than this is called a leak."""
+FLAT_MB, FLAT_SHARE = 50, 0.03
+"""The server's memory is flat if it grows by less than the larger of the two; the second is a share
+of what it was."""
+JUDGED_S = 60
+"""A shorter load is all warming up, so it says nothing of growth."""
+SETTLE_S = 5.0
+"""Until memory is looked at again after the last answer."""
 BEYOND = 16
 """Calls of the burst that cannot find a place."""
 MIX = ("predict",) * 8 + ("burden", "compare")
@@ -70,8 +75,11 @@ async def _bench(bench: AppBench, out: Path, about: dict[str, Any], say: Say) ->
     async with httpx.AsyncClient(timeout=TIMEOUT_S, limits=limits) as client:
         api = Api(bench.url, client)
         standing = (await client.get(f"{bench.url}/readyz")).json()
-        report: dict[str, Any] = {"subject": "app", **about, "readyz": standing, "runs": []}
+        rest_mb = await api.metric(MEMORY) / 1e6
+        report: dict[str, Any] = {"subject": "app", **about, "readyz": standing}
+        report |= {"memory_at_rest_mb": rest_mb, "runs": []}
         say(f"asking {bench.url}")
+        say(f"memory at rest: {rest_mb:.0f} MB")
         for name, data in unknown_photos():
             await api.upload(name, data)
         long = bench.minutes is not None
@@ -87,7 +95,10 @@ async def _bench(bench: AppBench, out: Path, about: dict[str, Any], say: Say) ->
 
         def keep(entry: dict[str, Any]) -> None:
             report["runs"].append(entry)
-            report["sound"] = all(not run["errors"] for run in report["runs"])
+            report["sound"] = all(
+                not run["errors"] and run.get("memory_is_flat") is not False
+                for run in report["runs"]
+            )
             out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
             say(line_of(entry))
 
@@ -145,26 +156,42 @@ async def _watched(
         found = await load(api, questions, clients=clients, seconds=seconds)
     finally:
         watching.cancel()
-    entry = summary("mixed", clients, found, time.perf_counter() - started)
-    grown = growth_mb([held for _, held in memory])
+    ended = time.perf_counter()
+    entry = summary("mixed", clients, found, ended - started)
+    await asyncio.sleep(min(SETTLE_S, seconds / 10))
+    memory.append((time.perf_counter() - started, await api.metric(MEMORY)))
     return entry | {
         "memory": [[round(s, 1), held] for s, held in memory],
-        "memory_growth_mb": grown,
-        "memory_is_flat": grown is not None and grown < FLAT_MB,
+        **flatness([held for _, held in memory[:-1]], seconds),
+        "memory_after_mb": memory[-1][1] / 1e6,
     }
 
 
-def growth_mb(held: Sequence[float]) -> float | None:
-    """From the second to the last fifth of a run, by medians; the first fifth is warming up.
+def flatness(held: Sequence[float], seconds: float) -> dict[str, Any]:
+    """Whether memory stayed as it was, from the second to the last fifth of a run, by medians; the
+    first fifth is warming up.
+
+    Args:
+        held: Samples in bytes, at even distances.
+        seconds: How long questions were begun.
 
     Returns:
-        MB (10**6 bytes); None with fewer than five samples.
+        MB (10**6 bytes), and the verdict: None where the run was too short, or sampled less than
+        five times.
     """
     fifth = len(held) // 5
     if not fifth:
-        return None
-    early, late = held[fifth : 2 * fifth], held[-fifth:]
-    return (statistics.median(late) - statistics.median(early)) / 1e6
+        return {"memory_growth_mb": None, "memory_is_flat": None}
+    early = statistics.median(held[fifth : 2 * fifth]) / 1e6
+    late = statistics.median(held[-fifth:]) / 1e6
+    is_flat = late - early < max(FLAT_MB, FLAT_SHARE * early)
+    return {
+        "memory_second_fifth_mb": early,
+        "memory_last_fifth_mb": late,
+        "memory_largest_mb": max(held) / 1e6,
+        "memory_growth_mb": late - early,
+        "memory_is_flat": is_flat if seconds >= JUDGED_S else None,
+    }
 
 
 def summary(name: str, clients: int, found: Sequence[Asked], seconds: float) -> dict[str, Any]:
@@ -215,8 +242,13 @@ def line_of(entry: dict[str, Any]) -> str:
         )
     if entry["busy"]:
         parts.append(f"{entry['busy']} told busy")
-    if "memory_growth_mb" in entry:
-        parts.append(f"memory grew {entry['memory_growth_mb']} MB")
+    if entry.get("memory_growth_mb") is not None:
+        verdict = {True: "FLAT", False: "NOT FLAT", None: "run too short to judge"}
+        parts.append(
+            f"memory {entry['memory_second_fifth_mb']:.0f} MB in the second fifth, "
+            f"{entry['memory_last_fifth_mb']:.0f} in the last, {entry['memory_after_mb']:.0f} "
+            f"after: {verdict[entry['memory_is_flat']]}"
+        )
     wrong = sum(entry["errors"].values())
     parts.append(f"{wrong} ERRORS: {entry['errors']}" if wrong else "no errors")
     return "; ".join(parts)

@@ -115,6 +115,8 @@ def default_ids(variants: Sequence[Described]) -> tuple[str, ...]:
 
 def _words(mitigation: str | None) -> str:
     """A name that lines can break in: "token merging + handoff"."""
+    if mitigation == "none":
+        return "no mitigation"
     return str(mitigation).replace("_", " ").replace("+", " + ")
 
 

@@ -168,7 +168,10 @@ def _marks(
             f'style="left:{min(at, start):.1f}%;width:{abs(at - start):.1f}%"></i>'
             f'<i class="nb-mark nb-null {kind}" style="left:{start:.1f}%"></i>'
         )
-    return f'{hollow}<i class="nb-mark {kind}" style="left:{at:.1f}%" title="{escape(words)}"></i>'
+    return (
+        f'{hollow}<i class="nb-mark {kind}" style="left:{at:.1f}%" data-kind="{kind}" '
+        f'title="{escape(words)}"></i>'
+    )
 
 
 def key(sites: Collection[str], *, hollow: bool) -> str:

@@ -14,9 +14,9 @@ from app import text_flips as text
 from app.api import in_plain_words
 from app.controls import html
 from app.errors import UserError
+from app.flip_photo import open_packed
 from app.flips import Chapter, Query, Trio, applicable, find, orders, summarize
 from app.markup import problem
-from app.schema import flip_photo
 from app.service import Service
 from app.tabs import HIDDEN, Compare, Connect, Tab
 
@@ -40,7 +40,8 @@ WAITING = '<div class="nb-skeleton" aria-hidden="true"></div>'
 
 def lay_out(service: Service) -> Connect:
     """Place the tab's components; nothing is read before somebody opens it."""
-    html(f'<p class="nb-note">{escape(text.LEAD)}</p>', "flips-lead")
+    skip = f'<a class="nb-skip" href="#nb-flips-found-block">{escape(text.TO_PHOTOS)}</a>'
+    html(f'<p class="nb-note">{escape(text.LEAD)} {skip}</p>', "flips-lead")
     with gr.Row(elem_classes="nb-two"):
         with gr.Column(elem_classes="nb-left-column", scale=0, min_width=300):
             parts = _controls(service)
@@ -211,7 +212,14 @@ class _Wiring:
         most = _most_burden(trio)
         asked |= {"min_burden": None, "max_burden": None}
         patterns = [
-            (text.PATTERN_COUNT.format(title=e.title, count=counted.counts[e.name]), e.name)
+            (
+                text.PATTERN_COUNT.format(
+                    name=text.PATTERN_NAMES.get(e.name, ""),
+                    title=e.title,
+                    count=counted.counts[e.name],
+                ),
+                e.name,
+            )
             for e in entries
         ]
         roles = [(text.ROLES[role], role) for role in trio.voices]
@@ -258,7 +266,7 @@ class _Wiring:
         """File of the photo that was clicked, and the models it is to be compared by."""
         chapter = self.service.flips.chapter(dataset)
         trio = _trio(chapter, pruned, mitigated)
-        path = flip_photo(chapter, int(event.index))
+        path = open_packed(self.service, chapter, int(event.index))
         if path is None:
             raise UserError(text.NOT_PACKED)
         return str(path), [voice.info.id for voice in trio.voices.values()]

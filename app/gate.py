@@ -6,6 +6,7 @@ import contextlib
 import re
 import time
 from collections.abc import Callable
+from urllib.parse import parse_qs
 
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
@@ -24,7 +25,8 @@ FORM_BYTES = 64 * 1024
 BUSY_RETRY_S = 5
 UPLOAD = re.compile(r"/gradio_api/upload/?")
 CALL = re.compile(r"/gradio_api/(queue/join|call/.+|run/.+|api/.+|mcp.*)")
-RESULTS = re.compile(r"/gradio_api/(queue/data|call/.+)")
+RESULTS = re.compile(r"/gradio_api/(?:queue/data|call/.+/(\w+))/?")
+"""Streams of answers; those of a call end with its id."""
 
 
 class TooLargeError(Exception):
@@ -35,17 +37,26 @@ class Gate:
     """Lets requests through to an app; what it turns away gets status 413, 429 or 503 and a
     sentence."""
 
-    def __init__(self, *, settings: Settings, journal: Journal, queued: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        journal: Journal,
+        queued: Callable[[], int],
+        fetched: Callable[[str], None],
+    ) -> None:
         """Begin with nobody counted.
 
         Args:
             settings: The limits.
             journal: Told of what was turned away.
             queued: How many calls wait.
+            fetched: Told whose stream of answers has ended, by the id of the call or of the page.
         """
         self.settings = settings
         self.journal = journal
         self.queued = queued
+        self.fetched = fetched
         self.closed = False
         """No new call is let in: the server is stopping."""
         self.streams = 0
@@ -62,12 +73,15 @@ class Gate:
             await refusal(scope, receive, send)
         elif scope["method"] == "POST":
             await self._measured(app, scope, receive, send)
-        elif RESULTS.fullmatch(scope["path"]):
+        elif stream := RESULTS.fullmatch(scope["path"]):
             self.streams += 1
             try:
                 await app(scope, receive, send)
             finally:
                 self.streams -= 1
+                pages = parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [])
+                for session in pages if stream[1] is None else [stream[1]]:
+                    self.fetched(session)
         else:
             await app(scope, receive, send)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
+import numpy as np
 from PIL import Image
 
 from app import text
@@ -84,7 +85,19 @@ def map_cell(
             groups=cell.outlines(which)[index],
         )
     total = shown_values(cell, before=which == "null")[index]
-    return f"{shown}<p>{escape(site_words(site))}: <b>{amount(total, cell.quantity)}</b></p>"
+    where = "" if values is None else _most(values[index])
+    return (
+        f"{shown}<p>{escape(site_words(site))}: <b>{amount(total, cell.quantity)}</b>"
+        f"<small>{escape(where)}</small></p>"
+    )
+
+
+def _most(values: np.ndarray) -> str:
+    """Where on the photo the largest value is; nothing of a map that is the same everywhere."""
+    if np.ptp(values) == 0:
+        return ""
+    row, column = np.unravel_index(np.argmax(values), values.shape)
+    return text.MAP_MOST.format(row=row + 1, column=column + 1)
 
 
 def sheets(

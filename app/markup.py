@@ -25,8 +25,10 @@ from app.amounts import (
     signed,
     small,
 )
+from app.latency import Latency
 from app.readable import readable
 from app.service import AttributionMap, AttributionMethod, Prediction, Status, VariantInfo
+from app.speeds import speeds, waiting
 
 
 def picture(image: Image.Image, alt: str, *, lossless: bool = False) -> str:
@@ -315,34 +317,73 @@ def methods(entries: Sequence[AttributionMethod]) -> str:
     )
 
 
-def costs(infos: Sequence[VariantInfo], cells: Mapping[str, Prediction], *, before: bool) -> str:
-    """Accuracy, size and time of every variant as a table with right-aligned numbers."""
+def costs(
+    infos: Sequence[VariantInfo],
+    cells: Mapping[str, Prediction],
+    *,
+    before: bool,
+    zeros: Mapping[str, float | None] | None = None,
+    times: Mapping[str, Latency] | None = None,
+) -> str:
+    """Accuracy, size and time of every variant as a table with right-aligned numbers.
+
+    Args:
+        infos: The columns.
+        cells: What each model says.
+        before: The dense model is run, cut live.
+        zeros: Share of weights that are exactly zero, by variant.
+        times: What one photo takes here, by variant; None while that is being measured.
+    """
+    shown = times or {}
+    facts = {
+        info.id: _facts_of_cost(info, cells.get(info.id), infos)
+        | {"zeros": _or_missing(percent, (zeros or {}).get(info.id), 2)}
+        | {"time": _time(shown.get(info.id), waits=times is None)}
+        for info in infos
+    }
     rows = "".join(
-        f'<tr><th scope="row">{escape(label)}<small>{escape(hint)}</small></th>'
-        + "".join(f"<td>{_cost(key, info, cells.get(info.id), infos)}</td>" for info in infos)
+        f'<tr data-cost="{key}"><th scope="row">{escape(label)}<small>{escape(hint)}</small></th>'
+        + "".join(f"<td>{facts[info.id][key]}</td>" for info in infos)
         + "</tr>"
         for key, (label, hint) in text.COST_ROWS.items()
     )
     heads = "".join(f'<th scope="col">{escape(info.title)}</th>' for info in infos)
     notes = (text.COST_SHOWS, text.COST_BEFORE if before else "")
-    return section(text.COST, notes, table("", heads, rows), columns=len(infos), name="costs")
+    below = waiting(infos) if times is None else speeds(infos, times)
+    body = table("", heads, rows) + below
+    return section(text.COST, notes, body, columns=len(infos), name="costs")
 
 
-def _cost(
-    key: str, info: VariantInfo, cell: Prediction | None, infos: Sequence[VariantInfo]
-) -> str:
-    if key == "latency_ms":
-        return milliseconds(cell.latency_ms) if cell else MISSING
-    if key == "kl":
-        return f"{cell.kl_to_base:.3f}" if cell and cell.kl_to_base is not None else MISSING
-    if key == "top1":
-        top1 = info.metrics.get("top1")
-        return percent(top1) if top1 is not None else MISSING
-    shown: Callable[[float], str] = megabytes if key == "size_bytes" else count
+def _facts_of_cost(
+    info: VariantInfo, cell: Prediction | None, infos: Sequence[VariantInfo]
+) -> dict[str, str]:
     base = next((other for other in infos if other.id == info.base), None)
-    share = getattr(info, key) / getattr(base, key) if base else None
-    small = f"<small>{percent(share, 0)} {escape(text.OF_DENSE)}</small>" if share else ""
-    return f"{shown(getattr(info, key))}{small}"
+
+    def sized(key: str, shown: Callable[[float], str]) -> str:
+        share = getattr(info, key) / getattr(base, key) if base else None
+        small = f"<small>{percent(share, 0)} {escape(text.OF_DENSE)}</small>" if share else ""
+        return f"{shown(getattr(info, key))}{small}"
+
+    return {
+        "top1": _or_missing(percent, info.metrics.get("top1")),
+        "num_params": sized("num_params", count),
+        "macs": sized("macs", count),
+        "size_bytes": sized("size_bytes", megabytes),
+        "kl": _or_missing("{:.3f}".format, cell.kl_to_base if cell else None),
+    }
+
+
+def _or_missing(shown: Callable[..., str], value: float | None, *more: int) -> str:
+    return MISSING if value is None else shown(value, *more)
+
+
+def _time(found: Latency | None, *, waits: bool) -> str:
+    """Median and interval."""
+    if found is None:
+        return f"{text.TIMING}<small>&nbsp;</small>" if waits else MISSING
+    ms = found.ms
+    spread = text.SPREAD.format(low=milliseconds(ms.low), high=milliseconds(ms.high))
+    return f"{milliseconds(ms.median)}<small>{escape(spread)}</small>"
 
 
 def table(caption: str, heads: str, rows: str) -> str:

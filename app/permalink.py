@@ -3,67 +3,116 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from urllib.parse import urlencode
 
 from app import text
+from app.ablation import Ablation
 from app.errors import UserError
 from app.visit import Choices
 
 PLAIN = ("method", "target", "quantity", "kind")
 """Choices that stand in the query as they are."""
+PHOTOS = ("example", "flip")
+CUT = ("cut_layers", "cut_kinds", "cut_share", "cut_order")
+NONE = "none"
+"""Stands for an empty list, which a query cannot hold."""
 
 
-def query_of(choices: Choices, example: str | None) -> str:
-    """The query that restores a view: variants, photo and all that was chosen.
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """All that an address can bring back."""
 
-    Args:
-        choices: What is shown.
-        example: Name of the packed photo; None for a visitor's own, which no link holds.
-    """
+    choices: Choices
+    example: str | None = None
+    """Name of a packed example photo."""
+    flip: str | None = None
+    """Data set and name of a packed photo of Flips, as in imagenette/n03417042_5752.JPEG."""
+    cut: Ablation = field(default_factory=Ablation)
+    """What is turned off of the dense model."""
+
+
+def query_of(view: View) -> str:
+    """The query that restores a view: variants, photo and all that was chosen; no photo where it is
+    a visitor's own, which has no name."""
+    choices, cut = view.choices, view.cut
     values = {"variants": ",".join(choices.variants)}
     values |= {name: getattr(choices, name) for name in PLAIN}
     values |= {"layer": str(choices.layer)}
     values |= {"before": "1"} if choices.before else {}
-    values |= {"example": example} if example else {}
-    return "?" + urlencode(values, safe=",")
+    values |= {name: photo for name in PHOTOS if (photo := getattr(view, name))}
+    shown = {
+        "cut_layers": ",".join(map(str, cut.layers or ())),
+        "cut_kinds": ",".join(cut.kinds) or NONE,
+        "cut_share": f"{100 * cut.share:g}",
+        "cut_order": cut.order,
+    }
+    values |= {} if cut == Ablation() else {name: value for name, value in shown.items() if value}
+    return "?" + urlencode(values, safe=",/")
 
 
-def choices_of(
+def view_of(
     query: Mapping[str, str], defaults: Choices, menus: Mapping[str, Sequence[str]]
-) -> tuple[Choices, str | None] | None:
+) -> View | None:
     """What a query asks for, None if it asks for nothing.
 
     Args:
         query: Of the page's address; parameters of others are left alone.
         defaults: What holds where the query is silent.
         menus: What may be asked for, by parameter: names of packed photos under "example". The
-            service itself refuses unknown variants.
+            service itself refuses unknown variants and photos of Flips.
 
     Raises:
         UserError: If something is asked for that is not to be had.
     """
-    asked = {name: query[name] for name in PLAIN if query.get(name)}
-    known = {"variants", "layer", "before", "example"}
-    if not asked and not any(query.get(name) for name in known):
+    known = (*PLAIN, *PHOTOS, *CUT, "variants", "layer", "before")
+    asked = {name: query[name] for name in known if query.get(name)}
+    if not asked:
         return None
-    example = query.get("example") or None
-    for what, value in (asked | ({"example": example} if example else {})).items():
-        if value not in menus.get(what, (value,)):
+    for what in set(menus) & set(asked):
+        if asked[what] not in menus[what]:
             raise UserError(
-                text.ERROR_LINK_VALUE.format(what=what, value=value, known=", ".join(menus[what]))
+                text.ERROR_LINK_VALUE.format(
+                    what=what, value=asked[what], known=", ".join(menus[what])
+                )
             )
-    layer = query.get("layer") or str(defaults.layer)
-    if not layer.isascii() or not layer.isdigit() or int(layer) < 1:
-        raise UserError(text.ERROR_LINK_LAYER.format(layer=layer))
-    chosen = [name for name in (query.get("variants") or "").split(",") if name]
-    return (
-        replace(
+    chosen = [name for name in asked.get("variants", "").split(",") if name]
+    return View(
+        choices=replace(
             defaults,
             variants=chosen or defaults.variants,
             before=query.get("before") == "1",
-            layer=int(layer),
-            **asked,
+            layer=_layer(asked.get("layer", str(defaults.layer))),
+            **{name: asked[name] for name in PLAIN if name in asked},
         ),
-        example,
+        example=asked.get("example"),
+        flip=asked.get("flip"),
+        cut=_cut(asked),
     )
+
+
+def _layer(words: str) -> int:
+    if not words.isascii() or not words.isdigit() or int(words) < 1:
+        raise UserError(text.ERROR_LINK_LAYER.format(layer=words))
+    return int(words)
+
+
+def _cut(asked: Mapping[str, str]) -> Ablation:
+    default = Ablation()
+    layers = tuple(_layer(words) for words in asked.get("cut_layers", "").split(",") if words)
+    kinds = tuple(asked.get("cut_kinds", ",".join(default.kinds)).split(","))
+    for kind in kinds:
+        if kind not in (*text.SITE_KINDS, NONE):
+            raise UserError(text.ERROR_CUT_KIND.format(kind=kind))
+    return Ablation(
+        layers=layers or None,
+        kinds=tuple(kind for kind in kinds if kind != NONE),
+        share=_percent(asked.get("cut_share", f"{100 * default.share:g}")) / 100,
+        order=asked.get("cut_order", default.order),
+    )
+
+
+def _percent(words: str) -> int:
+    if not words.isascii() or not words.isdigit() or int(words) > 100:
+        raise UserError(text.ERROR_LINK_SHARE.format(share=words))
+    return int(words)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from app import markup, text
 from app.chart import key
+from app.in_short import in_short
 from app.layer_maps import null_heading
 from app.markup import grid, section
 from app.service import AttributionMethod, VariantInfo
@@ -16,7 +17,7 @@ from app.sites import layer_and_kind
 
 SKELETON = '<div class="nb-skeleton" aria-hidden="true"></div>'
 BAR = '<div class="nb-legend nb-blank" aria-hidden="true"></div>'
-LINE = "<p>&nbsp;</p>"
+LINE = "<p>&nbsp;<small>&nbsp;</small></p>"
 
 
 def placeholders(
@@ -41,6 +42,7 @@ def placeholders(
     columns = len(infos)
     return {
         "names": markup.names(infos, before=before),
+        "short": in_short(infos, None, None, before=before),
         "predictions": section(
             text.PREDICTIONS,
             (text.PREDICTIONS_SHOWS,),

@@ -50,7 +50,7 @@ def poster(
     page.text(MARGIN, text.TITLE, size=40)
     for line in captions:
         page.text(MARGIN, line, size=22, ink=SOFT)
-    page.row("", lambda c, x, y, info: c.words(x, y, info.title, size=28))
+    page.row("", lambda c, x, y, info: c.lines(x, y, info.title, width=COLUMN, size=26))
     page.row(
         text.PREDICTIONS,
         lambda c, x, y, info: _prediction(c, x, y, info, predictions.get(info.id)),

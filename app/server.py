@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 # Captum brings pyplot, at which Gradio looks before every call: while another thread imports it
@@ -21,6 +22,7 @@ from app.logs import log_call
 from app.metrics import Gauges, Metrics
 from app.readable import script
 from app.service import Service
+from app.sessions import Sessions, forget_stream
 from app.settings import Settings
 from app.takeaway import FILES, Takeaway
 from app.theme import FAVICON, STYLES, theme
@@ -29,6 +31,8 @@ from app.watch import watch
 
 SESSIONS = 500
 """Open pages whose results are remembered; the oldest forgets first."""
+SUMMARIES = {"GRADIO_ANALYTICS_MAX_EVENTS": "1", "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(2**62)}
+"""After each call, Gradio sums up the last 10,000 for a page that nobody sees; /metrics counts."""
 
 
 def create_app(service: Service, settings: Settings) -> FastAPI:
@@ -54,6 +58,7 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
 
     first = Beforehand(service, gallery.read_examples())
     page = build_page(service, files, first, concurrency=settings.concurrency)
+    os.environ.update(SUMMARIES)
     page.queue(max_size=settings.queue_size, api_open=False)
     page.state_session_capacity = SESSIONS
     # Mounting leaves this False, and then a client may name any file of the server as its upload.
@@ -77,6 +82,7 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
         mcp_server=True,
         footer_links=["api"],
     )
+    Sessions(page, mounted)
     # Mounting writes the page's config, which this one changes.
     first.start()
     return mounted
@@ -85,7 +91,12 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
 def _guard(app: FastAPI, page: gr.Blocks, service: Service, settings: Settings) -> None:
     """Routes for operators, and the gate before all others; `app.state` keeps gate and journal."""
     journal = Journal()
-    gate = Gate(settings=settings, journal=journal, queued=lambda: len(page._queue))
+    gate = Gate(
+        settings=settings,
+        journal=journal,
+        queued=lambda: len(page._queue),
+        fetched=lambda session: forget_stream(page, session),
+    )
     watch(page, journal)
     status = service.status()
     gauges = Gauges(

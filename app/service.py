@@ -120,6 +120,14 @@ class Service:
         """All that is known of the served variants, their entries in the manifest included."""
         return records(self.registry.models())
 
+    def zero_shares(self) -> Mapping[str, float | None]:
+        """Share of the weights that are exactly zero by id; None where a file cannot be read."""
+        return {record.id: record.zero_share for record in self.records()}
+
+    def known_latencies(self) -> Mapping[str, Latency]:
+        """What `latencies` measured before."""
+        return self.stopwatch.known()
+
     def timeline(self, variant: str) -> Timeline:
         """Loads and budget of a variant while it trained."""
         model = self.registry[variant]

@@ -11,6 +11,7 @@ from typing import Any
 
 from app import text_study as text
 from app.amounts import percent
+from app.markup import term
 from app.studies import Figure, Study, Topic
 
 CODE = re.compile(r"`([^`]*)`")
@@ -33,8 +34,11 @@ def verdicts(study: Study) -> str:
         f'<th scope="col">{escape(head)}</th>' for head in (text.CLAIM, text.VERDICT, text.NUMBERS)
     )
     bodies = "".join(_topic(topic) for topic in study.topics)
+    words = "".join(f"<span>{term(word, meaning)}</span>" for word, meaning in text.TERMS.items())
     return (
-        f'<ul class="nb-chips">{chips}</ul><table class="nb-verdicts"><thead><tr>{heads}</tr>'
+        f'<ul class="nb-chips">{chips}</ul>'
+        f'<p class="nb-legend-line">{escape(text.WORDS)} {words}</p>'
+        f'<table class="nb-verdicts"><thead><tr>{heads}</tr>'
         f"</thead>{bodies}</table>{_details(text.RULE, f'<p>{_prose(study.rule)}</p>')}"
     )
 

@@ -6,23 +6,24 @@ address that holds a secret of that page, and is gone with the page an hour afte
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
 from PIL import Image
 
-from app import gallery, schema, text
+from app import flip_photo, gallery, schema, text
 from app.comparison import difference
 from app.errors import UserError
-from app.permalink import query_of
+from app.permalink import View
 from app.poster import poster
-from app.service import AttributionMap, BurdenMaps, Prediction, Service
+from app.quantities import QUANTITIES
+from app.service import Ablated, AttributionMap, BurdenMaps, Cells, Prediction, Service
 from app.visit import Visit, attribution_scales, chosen_site, which
 
 Make = Callable[[Service, Visit], bytes]
@@ -56,17 +57,22 @@ class Takeaway:
         return FILES[name][1](self.service, visit)
 
 
-def link(visit: Visit) -> str | None:
-    """The query that restores what a page shows, None before it shows anything."""
+def view(service: Service, visit: Visit) -> View | None:
+    """What a link to the page brings back, None before it shows anything."""
     if visit.choices is None or visit.image is None:
         return None
     example = gallery.find(visit.image)
-    return query_of(visit.choices, example.name if example else None)
+    return View(
+        choices=visit.choices,
+        example=None if example is None else example.name,
+        flip=flip_photo.name_of(service, visit.image),
+        cut=visit.ablation,
+    )
 
 
 def numbers(service: Service, visit: Visit) -> dict[str, Any]:
     """All numbers of a page, as the API words them."""
-    choices, example = visit.choices, None if visit.image is None else gallery.find(visit.image)
+    choices, shown = visit.choices, view(service, visit)
     assert choices is not None
     predictions: Mapping[str, Prediction] = visit.predictions or {}
     attributions: Mapping[str, AttributionMap] = visit.attributions or {}
@@ -74,47 +80,100 @@ def numbers(service: Service, visit: Visit) -> dict[str, Any]:
     ratios = burdens if choices.quantity == "burden" else {}
     differences = {
         info.id: difference(
-            found,
-            found.base_class,
-            (attributions.get(info.id), attributions.get(info.base or "")),
+            predictions[info.id],
+            predictions[info.id].base_class or "",
+            (attributions.get(info.id), attributions.get(info.base)),
             ratios.get(info.id),
         )
         for info in visit.infos
         if info.base is not None
-        and (found := predictions.get(info.id)) is not None
-        and found.base_class is not None
+        and info.id in predictions
+        and predictions[info.id].kl_to_base is not None
     }
+    status = service.status()
     return {
-        "photo": example.name if example else None,
+        "photo": None if shown is None else shown.example or shown.flip,
         "choices": {
             "variants": [info.id for info in visit.infos],
             "method": choices.method,
             "target": choices.target,
             "quantity": choices.quantity,
+            "layer": choices.layer,
+            "kind": choices.kind,
             "before_retraining": choices.before,
         },
+        "shipped": visit.shipped,
         "variants": {info.id: schema.variant_json(info) for info in visit.infos},
         "predictions": schema.by_id(predictions, schema.prediction_json),
         "attributions": schema.by_id(attributions, _attribution),
         "burdens": schema.by_id(burdens, _burden),
+        "layers": {
+            quantity: schema.by_id(cells, lambda cell: _burden(cell, maps=False))
+            for quantity, cells in quantities(service, visit).items()
+        },
+        "ablation": None if visit.ablated is None else _ablation(visit.ablated),
         "differences": schema.by_id(differences, schema.difference_json),
+        "costs": {info.id: _cost(service, visit, info.id) for info in visit.infos},
+        "runs_on": {"provider": status.provider, "device": status.device},
+        "parity": {info.id: status.parity.get(info.id) for info in visit.infos},
     }
 
 
 def arrays(service: Service, visit: Visit) -> dict[str, np.ndarray]:
-    """All maps of a page by "what/variant", and the crop that the models saw."""
+    """All maps of a page by "what/variant", each variant's trust scores, and the crop that the
+    models saw."""
     assert visit.image is not None
     found: dict[str, Any] = {"crop": np.asarray(service.crop(visit.image, _ids(visit)))}
     for key, cell in (visit.attributions or {}).items():
         found |= {f"attribution/{key}": cell.values, f"difference/{key}": cell.difference}
-    for key, burden in (visit.burdens or {}).items():
-        found |= {
-            f"{burden.quantity}/{key}": burden.maps,
-            f"{burden.quantity}_before_retraining/{key}": burden.null_maps,
-            f"names/{key}": np.array(burden.site_names),
-            f"token_group/{key}": next((g for g in burden.groups if g is not None), None),
-        }
+        found |= {f"trust/{key}": np.array([_score(cell, name) for name in SCORES])}
+    found |= {"trust_names": np.array(SCORES)} if visit.attributions else {}
+    for quantity, cells in quantities(service, visit).items():
+        for key, burden in cells.items():
+            found |= {
+                f"{quantity}/{key}": burden.maps,
+                f"{quantity}_before_retraining/{key}": burden.null_maps,
+                f"{quantity}_names/{key}": np.array(burden.site_names),
+                f"token_group/{key}": next((g for g in burden.groups if g is not None), None),
+            }
+    if visit.ablated is not None:
+        cut = visit.ablated.burdens
+        found |= {f"ablation/{cut.variant}": cut.maps}
+        found |= {f"ablation_names/{cut.variant}": np.array(cut.site_names)}
     return {name: value for name, value in found.items() if value is not None}
+
+
+SCORES = (
+    *("rank_correlation", "top_overlap", "completeness_error", "deletion", "insertion"),
+    *("steps", "parity"),
+)
+"""What `trust/VARIANT` holds, in this order."""
+
+
+def _score(cell: AttributionMap, name: str) -> float:
+    """Not a number where there is none."""
+    if name in ("deletion", "insertion"):
+        value = None if cell.removal is None else getattr(cell.removal, name)
+    else:
+        value = cell.served.difference if name == "parity" else getattr(cell, name)
+    return float("nan") if value is None else float(value)
+
+
+def quantities(service: Service, visit: Visit) -> Mapping[str, Cells[BurdenMaps]]:
+    """Every quantity that the page can show of its layers; what it does not show now is measured.
+
+    Nothing where the page has no layers to show.
+    """
+    burdens, image = visit.burdens, visit.image
+    if image is None or not burdens:
+        return {}
+    shown = next(iter(burdens.values())).quantity
+    if visit.measured.get(shown) is not burdens:
+        visit.measured = {
+            name: burdens if name == shown else service.burden(image, _ids(visit), name)
+            for name in QUANTITIES
+        }
+    return visit.measured
 
 
 def drawing(service: Service, visit: Visit) -> Image.Image:
@@ -131,7 +190,7 @@ def drawing(service: Service, visit: Visit) -> Image.Image:
     if site is not None:
         maps = service.burden_pictures(visit.image, burdens, site, which(choices))
         scales["burden"] = service.burden_legend(burdens, which(choices))
-    example = gallery.find(visit.image)
+    example, flip = gallery.find(visit.image), flip_photo.name_of(service, visit.image)
     method = next(m for m in service.attribution_methods() if m.name == choices.method)
     targets = sorted({cell.target for cell in attributions.values()})
     return poster(
@@ -145,7 +204,7 @@ def drawing(service: Service, visit: Visit) -> Image.Image:
         scales=scales,
         captions=(
             text.POSTER_PHOTO.format(
-                photo=example.label if example else text.POSTER_OWN_PHOTO,
+                photo=example.label if example else flip or text.POSTER_OWN_PHOTO,
                 method=method.title,
                 target=", ".join(targets),
             ),
@@ -159,18 +218,51 @@ def _ids(visit: Visit) -> list[str]:
 
 
 def _attribution(cell: AttributionMap) -> dict[str, Any]:
-    found = schema.attribution_json(replace(cell, picture=None, difference_picture=None))
+    found = schema.attribution_json(
+        dataclasses.replace(cell, picture=None, difference_picture=None)
+    )
     return {key: value for key, value in found.items() if "picture" not in key}
 
 
-def _burden(cell: BurdenMaps) -> dict[str, Any]:
+def _burden(cell: BurdenMaps, *, maps: bool = True) -> dict[str, Any]:
     found: dict[str, Any] = {**schema.burden_json(cell, None)}
-    del found["picture"]
+    for name in ("picture",) if maps else ("picture", "maps"):
+        del found[name]
     return found | {
         "quantity": cell.quantity,
         "before_retraining": None if cell.null_values is None else list(cell.null_values),
         "loads": list(cell.loads),
     }
+
+
+def _ablation(found: Ablated) -> dict[str, Any]:
+    asked = found.ablation
+    return {
+        "model": found.burdens.variant,
+        "layers": None if asked.layers is None else list(asked.layers),
+        "kinds": list(asked.kinds),
+        "share": asked.share,
+        "order": asked.order,
+        "removed": found.removed,
+        "total": found.total,
+        "prediction": schema.prediction_json(found.prediction),
+        "burdens": _burden(found.burdens),
+    }
+
+
+def _cost(service: Service, visit: Visit, key: str) -> dict[str, Any]:
+    """What the table of costs adds to `variants`."""
+    found: dict[str, Any] = {"zeros": service.zero_shares().get(key), "latency": None}
+    if (time := visit.latencies.get(key)) is not None:
+        base = next(info.base for info in visit.infos if info.id == key)
+        dense = visit.latencies.get(base or "")
+        against = None if dense is None else dataclasses.asdict(time.relative_to(dense))
+        found["latency"] = dataclasses.asdict(time.ms) | {
+            "rounds": len(time.times_ms),
+            "provider": time.provider,
+            "of_dense": against,
+        }
+    return found
 
 
 def _json(service: Service, visit: Visit) -> bytes:

@@ -38,11 +38,21 @@ SITE_HINT = "Attention mixes patches; the MLP works on each patch alone."
 # Progress
 INVITATION = "Choose a photo and press Compare."
 FIRST_VIEW = "An example to begin with. Now choose a photo of your own, or other models."
+FIRST_VIEW_SHIPPED = (
+    "An example to begin with, as it was compared when these models were published; this server is "
+    "comparing it again. Now choose a photo of your own, or other models."
+)
 WORKING_PREDICT = "Asking each model …"
 WORKING_BURDEN = "Measuring what each layer carries …"
 WORKING_ATTRIBUTION = "Tracing where each model looked: {method} …"
 STEP_OF = "Step {step} of {steps}"
 DONE = "Done in {seconds:.1f} s."
+
+# The answer beside the photo
+SHORT = "In short"
+SHORT_SAYS = "says {own}, {prob}"
+SHORT_OTHER = "says {own}, {prob}; dense: {base}"
+SHORT_MOST = "most {quantity}: {site}, {value}"
 
 # What each model says
 PREDICTIONS = "What each model says"
@@ -161,7 +171,7 @@ MAP_SHOWS = {
     "residual": "Where on the photo the output of this layer is furthest from the dense model's.",
 }
 CHART_ALT = "{quantity} of every layer of {title}: {values}"
-CHART_HINT = "Click a layer to see it on the photo."
+CHART_HINT = "Click a layer or a mark to see it on the photo."
 NULL_MARK = "hollow: before retraining"
 NULL_MARK_HINT = (
     "The dense model cut live to the same units, with no training afterwards. What lies between "
@@ -175,6 +185,7 @@ PICK_LAYER = "Show layer {layer} on the photo"
 WHOLE_LAYER = "whole layer"
 MAP_KEYS = "read its patches with the arrow keys"
 MAP_KEYS_LARGE = "Click a map to see it alone and large, and again to see all."
+MAP_MOST = "most in row {row}, column {column}"
 PATCH = "{name} · row {row}, column {column} · {value}"
 PATCH_MERGED = " · one token with {count} more"
 NULL_ROW = "Before retraining"
@@ -232,10 +243,12 @@ ERROR_CUT_ORDER = "{order} was not pruned from {dense}, so it cannot say what go
 
 # What each model costs
 COST = "What each model costs"
-COST_SHOWS = "Size and work of each file that is served here, and what this photo just took."
+COST_SHOWS = (
+    "Size and work of each file that is served here, and the time that one photo takes here."
+)
 COST_BEFORE = (
     "With “before retraining” on, the pruned columns run the dense model with units turned off: it "
-    "is neither smaller nor faster. Accuracy, parameters, MACs and file size are those of the "
+    "is neither smaller nor faster. All numbers but the distance from dense are those of the "
     "pruned file."
 )
 COST_ROWS = {
@@ -243,13 +256,20 @@ COST_ROWS = {
     "num_params": ("Parameters", "numbers learned in training"),
     "macs": ("MACs", "multiply-adds for one photo"),
     "size_bytes": ("File size", "the ONNX file"),
-    "latency_ms": ("Latency", "this photo, just measured"),
+    "zeros": ("Zeros", "share of weights that are exactly zero; cut units are not in the file"),
+    "time": (
+        "Time for one photo",
+        "median on this device, and its 95 % interval",
+    ),
     "kl": ("Distance from dense", "KL divergence of the answers in nats; 0 is the same answer"),
 }
 OF_DENSE = "of dense"
+TIMING = "timing …"
+SPREAD = "{low} to {high}"
 
 # Take it with you
 TAKE = "Take it with you"
+TAKE_BELOW = "Take all of this with you: picture, numbers, maps and a link"
 TAKE_FILES = {
     "comparison.png": ("Picture", "PNG of the whole comparison"),
     "numbers.json": ("Numbers", "JSON of every number on the page, in the words of the API"),
@@ -264,6 +284,8 @@ POSTER_VALUES = "Hollow marks: the dense model cut live, before retraining."
 ERROR_TAKE_GONE = "This page is no longer open or shows nothing; compare again, then download."
 ERROR_TAKE_NAME = "There is no file {name!r}; available: {known}."
 ERROR_LINK_VALUE = "This link names the {what} {value!r}; available: {known}."
+ERROR_LINK_SHARE = "This link turns off {share!r} percent; a share is a whole number from 0 to 100."
+ERROR_LINK_FLIP = "This link names the photo {flip!r} of Flips, which is not packed here."
 ERROR_LINK_LAYER = "This link names layer {layer!r}; a layer is a whole number from 1 on."
 
 # Foot

@@ -17,7 +17,15 @@ MITIGATED_HINT = "Pruned from the same dense model, with something added to soft
 NO_MITIGATED = "none"
 PATTERN = "Who is right"
 PATTERN_HINT = "In brackets: how many of all test photos."
-PATTERN_COUNT = "{title} ({count})"
+PATTERN_COUNT = "{name}{title} ({count})"
+PATTERN_NAMES = {
+    "repaired": "repaired: ",
+    "unrepaired": "not repaired: ",
+    "harmed": "harmed: ",
+    "broken": "broken: ",
+    "gained": "gained: ",
+}
+TO_PHOTOS = "To the photos"
 CLASS = "True class"
 ANY_CLASS = "any"
 SORT = "Order"

@@ -29,6 +29,31 @@ MEANINGS = {
     "undecided": "Neither, or too few seeds.",
 }
 COUNT = "{count} {verdict}"
+WORDS = "Words in these numbers:"
+# What the report's sentences take for granted
+TERMS = {
+    "host": "The method that decides which units are pruned, and when.",
+    "mitigation": "What is added to a host against the damage of pruning.",
+    "budget": "What the pruned model may cost, as a share of the dense model's multiply-adds; for "
+    "single weights, as a share of its weights.",
+    "seed": "Number that the training's random choices begin with. Runs of one seed start from the "
+    "same dense model, so they are compared pair by pair.",
+    "points [low, high]": "Percentage points, and the interval that holds the true difference with "
+    "95 % confidence, over seeds.",
+    "n": "How many seeds the numbers come from.",
+    "Holm": "A correction for asking several questions at once, by which the more questions there "
+    "are the stronger each finding must be; p is the chance of such a finding if there were no "
+    "effect.",
+    "B / B₀": "Burden of the survivors after training, divided by that right after the cut: what "
+    "lies above 1 came with training.",
+    "dense+": "The dense model trained on for as long as the pruned ones, unpruned.",
+    "twin": "A small dense model of equal cost, trained from scratch for as long.",
+    "recovered share": "How much of what pruning costs comes back: 0 nothing, 1 all of it.",
+    "difference in differences": "What something adds to pruned models minus what the same adds to "
+    "the dense one: above 0 it relieves pruning, and is not just good for any model.",
+    "partial rank correlation": "Whether two things rise together once a third is held fixed: 1 "
+    "always, 0 no relation, −1 one falls as the other rises.",
+}
 TRIALS = "Settings that were tried"
 TRIALS_SHOWS = (
     "Each got the same number of trials; chosen is the smallest loss on the validation photos."

@@ -13,6 +13,7 @@ from app.benches import Bench, Setting
 from app.latency import Latency
 from app.plot import Mark, Scale, key, linear, plot
 from app.records import Record
+from app.speeds import speeds
 from app.styles import Styles
 
 SAME_PLACE = 0.01
@@ -41,7 +42,11 @@ def against_time(records: Sequence[Record], found: Mapping[str, Latency]) -> str
         provider=page_text.PROVIDERS.get(provider, provider),
     )
     drawn = _panel(records, costs, text.AGAINST_TIME, text.TIME_AXIS, "{:g}".format)
-    return drawn + f'<p class="nb-note">{escape(measured)}</p>' + _speeds(records, found)
+    return (
+        drawn
+        + f'<p class="nb-note">{escape(measured)}</p>'
+        + speeds([record.info for record in records], found)
+    )
 
 
 def against_time_there(records: Sequence[Record], bench: Bench, setting: Setting) -> str:
@@ -124,28 +129,3 @@ def _mark(record: Record, cost: Cost, styles: Styles) -> Mark:
             cost=words,
         ),
     )
-
-
-def _speeds(records: Sequence[Record], found: Mapping[str, Latency]) -> str:
-    """A sentence for every pruned model, the disappointing ones first."""
-    slow: list[str] = []
-    fast: list[str] = []
-    short = False
-    for record in records:
-        base = record.variant.base
-        if base is None or record.id not in found or base not in found:
-            continue
-        time = found[record.id].relative_to(found[base])
-        short |= time.median > record.variant.macs_ratio
-        faster = time.high < 1
-        words = (text.FASTER if faster else text.NOT_FASTER).format(
-            title=record.info.title,
-            macs=percent(record.variant.macs_ratio, 0),
-            time=percent(time.median, 0),
-            low=percent(time.low, 0),
-            high=percent(time.high, 0),
-        )
-        mark = "" if faster else ' class="nb-alarm"'
-        (fast if faster else slow).append(f"<li{mark}>{escape(words)}</li>")
-    why = f'<p class="nb-note">{escape(text.LESS_THAN_PROMISED)}</p>' if short else ""
-    return f'<ul class="nb-speeds">{"".join(slow + fast)}</ul>{why}'

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from PIL import Image
 
-from app import flips_tab, gallery, markup, models_tab, study_tab, takeaway, text, visit
+from app import flip_photo, flips_tab, gallery, markup, models_tab, study_tab, takeaway, text, visit
 from app.ablation_view import orders
 from app.api import Endpoints, in_plain_words, uploaded_path
 from app.catalog import default_ids
@@ -24,8 +25,8 @@ from app.controls import (
     variant_choices,
 )
 from app.errors import UserError
-from app.first_view import Beforehand, FirstView, default_choices
-from app.permalink import choices_of
+from app.first_view import NOTHING, OWN, SHIPPED, Beforehand, FirstView, default_choices
+from app.permalink import View, query_of, view_of
 from app.quantities import QUANTITIES
 from app.service import Ablation, AttributionMethod, Service
 from app.tabs import COMPARE, HIDDEN, Compare, Tab, work
@@ -36,12 +37,13 @@ VISIT_SECONDS = 3600
 CHOICES = ("variants", "method", "target", "before", "quantity", "layer", "kind")
 SITE = ("layer", "kind")
 CUT = ("cut_layers", "cut_kinds", "cut_share", "cut_order")
-DATASET = ("dataset", "image", "examples", "variants", "target", "cut_layers", "cut_order")
+DATASET = ("dataset", "image", "examples", "variants", "target", *CUT)
 """Controls that another data set changes."""
 Steps = Callable[[Service, Visit], Iterator[Parts]]
 PICK_LAYER = """element.addEventListener('click', (event) => {
   const chosen = event.target.closest('[data-layer]');
-  if (chosen) trigger('select', {layer: Number(chosen.dataset.layer)});
+  const kind = event.target.closest('[data-kind]')?.dataset.kind ?? null;
+  if (chosen) trigger('select', {layer: Number(chosen.dataset.layer), kind});
 });"""
 
 TABS: tuple[Tab, ...] = (
@@ -87,6 +89,7 @@ def build_page(
                     with gr.Tab(tab.title, id=tab.id) as opened:
                         others.append((tab.lay_out(service), opened))
         parts |= {"visit": gr.State(Visit(), time_to_live=VISIT_SECONDS), "tabs": tabs}
+        parts["drawn"] = gr.Textbox(NOTHING, visible=False)
         # First, so that no event of the page takes the name of an endpoint.
         Endpoints(service).publish(concurrency=concurrency)
         compare = _Wiring(service, parts, files, first).connect(page, concurrency=concurrency)
@@ -97,8 +100,11 @@ def build_page(
         """Make the first view a part of the page itself, so that it needs no event."""
         for name, value in found.parts.items():
             parts[name].value = value
+        parts["drawn"].value = found.origin
         page.config = page.get_config_file()
 
+    if first.shipped is not None:
+        put(first.shipped)
     first.listeners.append(put)
     return page
 
@@ -109,7 +115,9 @@ def _layout(parts: dict[str, Any], methods: Sequence[AttributionMethod]) -> dict
             # Each stands in a box of its size, since the browser builds it later than the rest.
             with gr.Column(elem_id="nb-photo-box"):
                 parts["image"].render()
-            for name in ("examples", "dataset", "variants", "before", "compare"):
+            parts["examples"].render()
+            parts["short"] = html("", "short")
+            for name in ("dataset", "variants", "before", "compare"):
                 parts[name].render()
             parts["status"] = html(markup.invitation(), "status")
             parts["take"] = html("", "take")
@@ -153,6 +161,7 @@ def _results(widgets: dict[str, Any], methods: Sequence[AttributionMethod]) -> d
     parts["ablation"] = html("", "ablation")
     heading(text.COST, "costs")
     parts["costs"] = html("", "costs")
+    html(f'<p><a href="#nb-take-block">{escape(text.TAKE_BELOW)}</a></p>', "below")
     return parts
 
 
@@ -187,10 +196,9 @@ class _Wiring:
         everywhere = self.named("standing", "status", "take", *visit.RESULTS, *SITE)
         touched = [parts["compare"].click, parts["image"].upload, parts["before"].input]
         gr.on(touched, start, everything, everywhere, **computed)
-        cut = ("cut_layers", "cut_order")
-        restored = self.named("image", "examples", "dataset", *CHOICES[:-2], *cut)
+        restored = self.named("image", "examples", "dataset", *CHOICES[:-2], *CUT)
         opened = in_plain_words(self.opened)
-        page.load(opened, parts["visit"], [*restored, *everywhere], **computed)
+        page.load(opened, self.named("visit", "drawn"), [*restored, *everywhere], **computed)
 
         def compare_after(event: Any) -> None:
             event.then(start, everything, everywhere, **computed)
@@ -234,7 +242,7 @@ class _Wiring:
         attribution = self.named("attribution", "take")
         gr.on(looks, None, js=DIM_MAPS, **HIDDEN)
         gr.on(looks, self.again(visit.attributions), choices, attribution, **computed)
-        burden = self.named("chart", "maps", "sheets", "take", *SITE)
+        burden = self.named("chart", "short", "maps", "sheets", "take", *SITE)
         gr.on(parts["quantity"].input, self.again(visit.burdens), choices, burden, **computed)
         sites = [parts["layer"].input, parts["kind"].input]
         again = self.again(visit.site_maps, picks=True)
@@ -243,11 +251,11 @@ class _Wiring:
             [parts[name].input for name in CUT],
             in_plain_words(self.cut),
             self.named("visit", *CUT),
-            parts["ablation"],
+            self.named("ablation", "take"),
             # While the slider moves, only its last place matters.
             **{**computed, "trigger_mode": "always_last"},
         )
-        maps = self.named("maps", "layer", "take")
+        maps = self.named("maps", *SITE, "take")
         parts["chart"].select(in_plain_words(self.pick_layer), parts["visit"], maps, **computed)
 
         gr.on(
@@ -271,47 +279,76 @@ class _Wiring:
 
         choices = Choices(**dict(zip(CHOICES, values, strict=True)))
         yield from self.updates(visit.compare(self.service, state, load, choices))
-        yield from self.updates(self.offered(state))
+        yield from self.finished(state)
 
-    def opened(self, state: Visit, request: gr.Request) -> Iterator[dict[Any, Any]]:
+    def opened(self, state: Visit, drawn: str, request: gr.Request) -> Iterator[dict[Any, Any]]:
         """A page that was just opened: the first view, or what its address asks for."""
         standing = {"standing": markup.standing(self.service.status())}
-        asked, refused = None, None
+        asked, refused, path = None, None, None
         try:
-            asked = choices_of(request.query_params, default_choices(self.service), self.menus())
+            asked = view_of(request.query_params, default_choices(self.service), self.menus())
+            path = self.photo_of(asked)
         except UserError as error:
-            refused = error
+            asked, refused = None, error
             standing |= {"status": markup.problem(str(error))}
-        if asked is None and self.first.pending:
-            # This page was sent before there was anything to show on it.
-            working = markup.progress(text.WORKING_PREDICT, step=1, steps=visit.STEPS)
-            yield from self.updates(iter([standing | {"status": working}]))
-            if (made := self.first.wait()) is not None:
-                standing = made.parts | standing
-        first = self.first.wait(0) if asked is None else None
-        if first is not None and first.stands(self.service):
-            first.hand_to(state)
-            yield from self.updates(iter([standing, *self.offered(state)]))
+        if asked is None:
+            yield from self.first_view(state, standing, drawn)
             if refused is not None:
                 raise refused
-            return
-        choices, example = asked or (default_choices(self.service), None)
-        dataset = dataset_of(self.service.variants(), choices.variants)
-        offered = gallery.of_dataset(self.examples, dataset)
-        path = next((e.path for e in self.examples if e.name == example), offered[0].path)
-        yield from self.updates(iter([standing | self.controls(choices, path)]))
+            if state.choices is not None:
+                return
+        view = asked or View(choices=default_choices(self.service))
+        choices, state.ablation = view.choices, view.cut
+        if path is None:
+            dataset = dataset_of(self.service.variants(), choices.variants)
+            path = gallery.of_dataset(self.examples, dataset)[0].path
+        yield from self.updates(iter([standing | self.controls(choices, path, view.cut)]))
 
         def load() -> Image.Image:
             return self.service.load_image(path)
 
         state.site_chosen = asked is not None and "layer" in request.query_params
         yield from self.updates(visit.compare(self.service, state, load, choices))
-        yield from self.updates(self.offered(state))
+        yield from self.finished(state)
 
-    def controls(self, choices: Choices, path: Any) -> Parts:
+    def first_view(self, state: Visit, standing: Parts, drawn: str) -> Iterator[dict[Any, Any]]:
+        """What stands on every page from the start: as it was shipped, until this server's own
+        answer is there. Nothing where neither is to be had.
+
+        Args:
+            state: Of the page.
+            standing: Parts that are known at once.
+            drawn: Origin of the answer that was sent with the page.
+        """
+        shipped = self.first.shipped
+        if drawn == SHIPPED and shipped is not None and self.first.pending:
+            shipped.hand_to(state)
+            yield from self.updates(iter([standing, *self.offered(state)]))
+        elif self.first.pending:
+            # This page was sent before there was anything to show on it.
+            working = markup.progress(text.WORKING_PREDICT, step=1, steps=visit.STEPS)
+            yield from self.updates(iter([standing | {"status": working}]))
+        own = self.first.wait()
+        # Who has asked for something else meanwhile keeps what they asked for.
+        touched = bool(state.newest) or state.site_chosen
+        if own is not None and own.stands(self.service) and not touched:
+            own.hand_to(state)
+            yield from self.updates(iter([standing if drawn == OWN else own.parts | standing]))
+        if state.choices is not None:
+            yield from self.finished(state)
+
+    def photo_of(self, view: View | None) -> Path | None:
+        """The packed photo that a link names; None if it names none."""
+        if view is None or (view.flip is None and view.example is None):
+            return None
+        if view.flip is not None:
+            return flip_photo.open_named(self.service, view.flip)
+        return next(example.path for example in self.examples if example.name == view.example)
+
+    def controls(self, choices: Choices, path: Any, cut: Ablation | None = None) -> Parts:
         """Values of the controls that make these choices."""
         shown = {name: getattr(choices, name) for name in CHOICES}
-        infos = self.service.variants()
+        infos, cut = self.service.variants(), cut or Ablation()
         dataset = dataset_of(infos, choices.variants)
         classes = target_choices(infos, choices.variants)
         return shown | {
@@ -322,8 +359,12 @@ class _Wiring:
                 choices=variant_choices(infos, dataset), value=list(choices.variants)
             ),
             "target": gr.update(choices=classes, value=choices.target),
-            "cut_layers": gr.update(choices=layer_choices(infos, dataset), value=[]),
-            "cut_order": gr.update(choices=orders(infos, dataset), value=Ablation().order),
+            "cut_layers": gr.update(
+                choices=layer_choices(infos, dataset), value=list(cut.layers or ())
+            ),
+            "cut_kinds": list(cut.kinds),
+            "cut_share": round(100 * cut.share),
+            "cut_order": gr.update(choices=orders(infos, dataset), value=cut.order),
         }
 
     def menus(self) -> dict[str, list[str]]:
@@ -335,13 +376,20 @@ class _Wiring:
             "target": ["base", "own", *sorted(classes)],
             "quantity": list(QUANTITIES),
             "kind": list(text.SITE_KINDS),
+            "cut_order": [*text.CUT_ORDERS, *(i.id for i in self.service.variants() if i.base)],
         }
 
     def offered(self, state: Visit) -> Iterator[Parts]:
         """Links to what is shown now."""
-        if (query := takeaway.link(state)) is not None:
-            packed = "example=" in query
-            yield {"take": markup.take(self.files.address(state), query, packed=packed)}
+        if (view := takeaway.view(self.service, state)) is not None:
+            packed = view.example is not None or view.flip is not None
+            address = self.files.address(state)
+            yield {"take": markup.take(address, query_of(view), packed=packed)}
+
+    def finished(self, state: Visit) -> Iterator[dict[Any, Any]]:
+        """What comes when all is answered: links, and the time that the models take."""
+        yield from self.updates(self.offered(state))
+        yield from self.updates(visit.timed(self.service, state))
 
     def again(self, steps: Steps, *, picks: bool = False) -> Callable[..., Any]:
         """One part anew for the photo that is shown; `picks` where the visitor chose a layer."""
@@ -365,6 +413,7 @@ class _Wiring:
             layers=tuple(layers) or None, kinds=tuple(kinds), share=share / 100, order=order
         )
         yield from self.updates(visit.ablated(self.service, state))
+        yield from self.updates(self.offered(state))
 
     def fit_classes(self, variants: list[str], target: str) -> Any:
         """The classes of the models that are chosen now."""
@@ -392,12 +441,15 @@ class _Wiring:
         return {self.parts[name]: values[name] for name in (*DATASET, "before", "tabs")}
 
     def pick_layer(self, state: Visit, event: gr.EventData) -> Iterator[dict[Any, Any]]:
-        """The layer whose row in the chart was clicked."""
+        """The layer whose row in the chart was clicked, and its part if that was on a mark."""
         if state.choices is None:
             return
         state.choices.layer, state.site_chosen = int(event.layer), True
+        if event.kind in text.SITE_KINDS:
+            state.choices.kind = event.kind
+        site = {"layer": state.choices.layer, "kind": state.choices.kind}
         for parts in visit.site_maps(self.service, state):
-            yield from self.updates(iter([parts | {"layer": state.choices.layer}]))
+            yield from self.updates(iter([parts | site]))
         yield from self.updates(self.offered(state))
 
     def pick_example(self, event: gr.EventData) -> str:

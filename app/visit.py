@@ -14,10 +14,12 @@ from typing import Any
 
 from PIL import Image
 
-from app import ablation_view, chart, layer_maps, markup, text
+from app import ablation_view, chart, in_short, layer_maps, markup, text
 from app.errors import NoAnswerError, UserError
+from app.latency import Latency
 from app.placeholders import placeholders
 from app.service import (
+    Ablated,
     Ablation,
     AttributionMap,
     AttributionMethod,
@@ -32,7 +34,17 @@ from app.sites import layer_and_kind
 MIN_COLUMNS, MAX_COLUMNS = 2, 4
 TOP_K = 5
 STEPS = 3
-RESULTS = ("names", "predictions", "attribution", "chart", "maps", "sheets", "ablation", "costs")
+RESULTS = (
+    "names",
+    "short",
+    "predictions",
+    "attribution",
+    "chart",
+    "maps",
+    "sheets",
+    "ablation",
+    "costs",
+)
 Parts = dict[str, Any]
 
 
@@ -63,6 +75,14 @@ class Visit:
     attributions: Cells[AttributionMap] | None = None
     burdens: Cells[BurdenMaps] | None = None
     ablation: Ablation = field(default_factory=Ablation)
+    ablated: Ablated | None = None
+    """What `ablation` came to."""
+    latencies: Mapping[str, Latency] = field(default_factory=dict)
+    """Time of one photo by variant, as it is shown."""
+    measured: Mapping[str, Cells[BurdenMaps]] = field(default_factory=dict)
+    """All quantities of `burdens`' photo, once a file was asked for that holds them."""
+    shipped: bool = False
+    """Whether the answers came with the models and not from this server."""
     site_chosen: bool = False
     """Whether the visitor picked a layer; until then the most burdened one is shown."""
     newest: dict[str, int] = field(default_factory=dict)
@@ -88,8 +108,8 @@ def compare(
             nothing of the photo before.
     """
     ticket, started = visit.ticket("all"), time.perf_counter()
-    visit.image, visit.choices = None, choices
-    visit.predictions = visit.attributions = visit.burdens = None
+    visit.image, visit.choices, visit.shipped = None, choices, False
+    visit.predictions = visit.attributions = visit.burdens = visit.ablated = None
     try:
         infos = _chosen(service, choices.variants)
         image = load()
@@ -118,7 +138,8 @@ def compare(
     visit.predictions = answers
     yield {
         "predictions": markup.predictions(infos, answers, answers.failures),
-        "costs": markup.costs(infos, answers, before=choices.before),
+        "short": _short(visit),
+        "costs": _costs(service, visit),
         "status": markup.progress(text.WORKING_BURDEN, step=2, steps=STEPS),
     }
     for parts in _slow_parts(service, visit, choices):
@@ -140,6 +161,42 @@ def _slow_parts(service: Service, visit: Visit, choices: Choices) -> Iterator[Pa
     yield from attributions(service, visit)
 
 
+def _short(visit: Visit) -> str:
+    assert visit.choices is not None
+    before = visit.choices.before
+    return in_short.in_short(visit.infos, visit.predictions, visit.burdens, before=before)
+
+
+def timed(service: Service, visit: Visit) -> Iterator[Parts]:
+    """What one photo takes each of the models that are shown; measured once for all visitors, as
+    that takes the processor for some seconds."""
+    if visit.predictions is None or set(_ids(visit)) <= set(visit.latencies):
+        return
+    ticket, dataset = visit.newest.get("all"), visit.infos[0].dataset
+    # All that may ever stand side by side, since only what took turns can be compared.
+    service.latencies([info.id for info in service.variants() if info.dataset == dataset])
+    if visit.newest.get("all") == ticket:
+        yield {"costs": _costs(service, visit, measured=True)}
+
+
+def _costs(service: Service, visit: Visit, *, measured: bool = False) -> str:
+    assert visit.choices is not None
+    known, ids = service.known_latencies(), _ids(visit)
+    visit.latencies = {key: known[key] for key in ids if key in known}
+    return markup.costs(
+        visit.infos,
+        visit.predictions or {},
+        before=visit.choices.before,
+        zeros=service.zero_shares(),
+        # A model that cannot be timed stays without a time.
+        times=visit.latencies if measured or len(visit.latencies) == len(ids) else None,
+    )
+
+
+def _ids(visit: Visit) -> list[str]:
+    return [info.id for info in visit.infos]
+
+
 def burdens(service: Service, visit: Visit) -> Iterator[Parts]:
     """Chart and maps of the photo that is shown."""
     # A newer comparison takes the photo away while this one is under way.
@@ -159,6 +216,7 @@ def burdens(service: Service, visit: Visit) -> Iterator[Parts]:
     found["chart"] = chart.chart(
         visit.infos, cells, cells.failures, quantity=choices.quantity, before=choices.before
     )
+    found["short"] = _short(visit)
     for parts in site_maps(service, visit):
         found |= parts
     sheets = service.burden_sheets(image, cells, which(choices))
@@ -175,10 +233,12 @@ def ablated(service: Service, visit: Visit) -> Iterator[Parts]:
     try:
         found = service.ablate(image, ids, visit.ablation, TOP_K)
     except UserError as error:
+        visit.ablated = None
         yield {"ablation": markup.failure(str(error))}
         return
     if visit.outdated("ablation", ticket):
         return
+    visit.ablated = found
     burdens = {found.burdens.variant: found.burdens}
     site = _most_burdened(burdens) or found.burdens.site_names[0]
     info = next(info for info in service.variants() if info.id == found.burdens.variant)

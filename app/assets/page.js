@@ -90,8 +90,12 @@
     next.click();
   };
 
-  // Gradio's notices call themselves a button and hold one; who cannot see them would meet two.
+  // Gradio's notices call themselves a button and hold one; who cannot see them would meet two. And
+  // the filter of its tables has a title, but no label.
   new MutationObserver(() => {
+    document.querySelectorAll('.search-input:not([aria-label])').forEach((field) => {
+      field.setAttribute('aria-label', field.title);
+    });
     document.querySelectorAll('.toast-header[role]').forEach((head) => {
       head.removeAttribute('role');
       head.removeAttribute('tabindex');

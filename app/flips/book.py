@@ -195,6 +195,8 @@ class FlipBook:
         self._registry = registry
         self._lock = threading.Lock()
         self._chapters: dict[str, Chapter | str] = {}
+        self.opened: dict[bytes, str] = {}
+        """Names of the packed photos that were opened, by the digest of their pixels."""
 
     def datasets(self) -> tuple[str, ...]:
         """Data sets of the served variants, whether or not they have answers."""

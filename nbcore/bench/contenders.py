@@ -201,6 +201,10 @@ for _name, _contender in {
             ("served-opset23", "served, Attention of opset 23", {"attention": "opset23"}),
             ("served-norms-joined", "served, norms joined", {"fuse_norms": True}),
             ("served-norms-apart", "served, norms apart", {"fuse_norms": False}),
+            ("served-conv-plain", "served, convolutions apart", {"convolutions": "plain"}),
+            ("served-conv-bias", "served, convolutions with bias", {"convolutions": "bias"}),
+            ("served-conv-nhwc", "served, channels last", {"convolutions": "nhwc"}),
+            ("served-conv-nhwc-bias", "served, both", {"convolutions": "nhwc-bias"}),
             ("served-unrecorded", "served, without CUDA graph", {"cuda_graph": False}),
         )
     },

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,8 @@ import torch
 
 from nbcore.serve.buffer import Buffer
 from nbcore.serve.graph import GATES
-from nbcore.serve.options import Serving
+from nbcore.serve.options import CONVOLUTIONS, CUDA_FORMS, Serving
+from nbcore.serve.precision import has_single_products
 from nbcore.serve.provider import (
     CPU,
     CUDA,
@@ -32,8 +34,14 @@ if TYPE_CHECKING:
 GPU = threading.RLock()
 """Held while a graph is recorded, since until it is, no thread may ask for memory of the GPU; and
 while a session is opened, which asks for it. Who uses torch on the GPU opens sessions before."""
+RUNS_BEFORE_RECORDING = 2
+"""A second run still asks for memory, laid out by what the first one needed, and a recorded one may
+not."""
 RUNS_BEFORE_USE = 3
-"""ONNX Runtime runs as usual once and records then; one more for what happens only once."""
+"""The first of these records; more for what happens only once."""
+NOT_RECORDED = "-1"
+POOLS, POOL_SIZE = 4, 32
+"""Streams that torch has: by priority, each pool handed out in turns."""
 logger = logging.getLogger(__name__)
 
 
@@ -69,8 +77,9 @@ class DeviceSession:
 
     def _lay_out(self) -> None:
         serving, place = self.serving, self._place
-        self._stream = torch.cuda.Stream() if place == "cuda" else None
+        self._stream = unused_stream() if place == "cuda" else None
         self._bound: dict[int, tuple[onnxruntime.IOBinding, onnxruntime.RunOptions]] = {}
+        self._unrecorded = _run_options(NOT_RECORDED)
         self.session = self._open()
         if (ran := self.session.get_providers()[0]) != self.provider:
             raise ValueError(f"the graph runs on {ran}, not on {self.provider}")
@@ -110,9 +119,14 @@ class DeviceSession:
         precision, sizes = self.serving.precision, self.serving.batch_sizes
         if self.provider == CUDA:
             # TF32 keeps ten bits of mantissa: predictions would not be those that gradients
-            # explain.
-            options["use_tf32"] = int(precision == "tf32")
+            # explain. Without it ONNX Runtime denies half convolutions the tensor cores too.
+            half = precision == "fp16" and not has_single_products(self._model)
+            options["use_tf32"] = int(precision == "tf32" or half)
             options["enable_cuda_graph"] = int(self.cuda_graph)
+            chosen = self.serving.convolutions
+            if chosen == "auto":
+                chosen = CUDA_FORMS[precision].convolutions
+            options |= CONVOLUTIONS[chosen]
         if self.provider == TENSORRT:
             options["trt_fp16_enable"] = int(precision == "fp16")
             for name, size in (("min", 1), ("opt", sizes[len(sizes) // 2]), ("max", sizes[-1])):
@@ -194,7 +208,8 @@ class DeviceSession:
                 except Exception as error:
                     self._bound.pop(size, None)
                     self._record_no_more(error)
-                    # A stream whose recording broke off takes no more work.
+                    # A stream whose recording broke off takes no more work, of other sessions too.
+                    _BROKEN.append(self._stream)
                     self._lay_out()
                     self._prepare(size)
         return size
@@ -202,25 +217,53 @@ class DeviceSession:
     def _prepare(self, size: int) -> None:
         with self._turn():
             self._bound[size] = self._bind(size)
+            for _ in range(RUNS_BEFORE_RECORDING if self.cuda_graph else 0):
+                self._launch(size, record=False)
             for _ in range(RUNS_BEFORE_USE):
                 self._launch(size)
 
-    def _launch(self, size: int) -> None:
+    def _launch(self, size: int, *, record: bool = True) -> None:
         binding, options = self._bound[size]
-        self.session.run_with_iobinding(binding, options)
+        self.session.run_with_iobinding(binding, options if record else self._unrecorded)
 
     def _bind(self, size: int) -> tuple[onnxruntime.IOBinding, onnxruntime.RunOptions]:
-        import onnxruntime
-
         binding = self.session.io_binding()
         for buffers, bind in ((self._in, binding.bind_input), (self._out, binding.bind_output)):
             for name, buffer in buffers.items():
                 bind(name, self._place, 0, buffer.kind, buffer.shape(size), buffer.pointer)
-        options = onnxruntime.RunOptions()
-        if self.cuda_graph:
-            options.add_run_config_entry("gpu_graph_id", str(size))
-        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        return binding, options
+        return binding, _run_options(str(size) if self.cuda_graph else None)
+
+
+def unused_stream() -> torch.cuda.Stream:
+    """A stream that no other session computes in, as long as there is one.
+
+    Torch hands out the same few in turns, and of two sessions in one stream, one would record what
+    the other runs.
+    """
+    for tried in range(POOLS * POOL_SIZE):
+        # Negative numbers are higher priorities, and pools of their own.
+        stream = torch.cuda.Stream(priority=-(tried // POOL_SIZE))
+        if stream not in _TAKEN:
+            break
+    _TAKEN.add(stream)
+    return stream
+
+
+_TAKEN: weakref.WeakSet[torch.cuda.Stream] = weakref.WeakSet()
+"""Of open sessions; objects that name the same stream are equal."""
+_BROKEN: list[torch.cuda.Stream | None] = []
+"""Kept, and so taken, for ever."""
+
+
+def _run_options(graph: str | None) -> onnxruntime.RunOptions:
+    """Options of a run that is not waited for; `graph` names what it records or repeats."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    if graph is not None:
+        options.add_run_config_entry("gpu_graph_id", graph)
+    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    return options
 
 
 def _shape(value: onnx.ValueInfoProto, size: int) -> tuple[int, ...]:

@@ -13,7 +13,31 @@ PRECISIONS = {
 }
 """Precisions, and the devices that compute in them."""
 ATTENTIONS = ("auto", "exported", "fused", "multihead", "opset23")
+CONVOLUTIONS = {
+    "plain": {},
+    "bias": {"fuse_conv_bias": 1},
+    "nhwc": {"prefer_nhwc": 1},
+    "nhwc-bias": {"prefer_nhwc": 1, "fuse_conv_bias": 1},
+}
+"""Ways to run the stem's convolutions, and ONNX Runtime's options of CUDA for each."""
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CudaForm:
+    """What "auto" means on CUDA."""
+
+    attention: str
+    fuse_norms: bool
+    convolutions: str
+
+
+CUDA_FORMS = {
+    "fp32": CudaForm(attention="fused", fuse_norms=True, convolutions="plain"),
+    "tf32": CudaForm(attention="fused", fuse_norms=True, convolutions="plain"),
+    "fp16": CudaForm(attention="fused", fuse_norms=True, convolutions="plain"),
+}
+"""By precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +55,9 @@ class Serving:
     opset23: ONNX's own; auto: what was fastest where it was measured."""
     fuse_norms: bool | None = None
     """Additions joined with the LayerNorm or GELU behind them; None: where that was faster."""
+    convolutions: str = "auto"
+    """On CUDA, one of `CONVOLUTIONS`: bias joined with the product, channels last, or both; auto:
+    what was fastest where it was measured."""
     cuda_graph: bool = True
     """On CUDA: one recorded graph per batch size, so that a run is one launch."""
     batch_sizes: tuple[int, ...] = BATCH_SIZES
@@ -43,6 +70,7 @@ class Serving:
             ("device", self.device, DEVICES),
             ("precision", self.precision, tuple(PRECISIONS)),
             ("attention", self.attention, ATTENTIONS),
+            ("convolutions", self.convolutions, ("auto", *CONVOLUTIONS)),
         )
         for name, given, right in choices:
             if given not in right:

@@ -18,6 +18,8 @@ POINTWISE = {"Sub", "Div", "Mul", "Add"}
 """What normalises pixels."""
 GROUP = "token_group"
 """Says which token carries a patch; in the graph also where it is no output."""
+PRODUCTS = {"Attention", "Conv", "Gemm", "MatMul", "MultiHeadAttention"}
+"""What TF32 would round."""
 BY_SIZE = {"Shape", "ConstantOfShape", "Constant"}
 """What makes tensors of sizes, or of a type of its own."""
 
@@ -68,6 +70,18 @@ def to_half(graph: Graph) -> None:
         if output in in_half:
             _give_single(graph, output)
     graph.prune()
+
+
+def has_single_products(model: onnx.ModelProto) -> bool:
+    """Whether a graph holds matrix products in single precision, as of loads or of the match."""
+    import onnx
+
+    twin = onnx.ModelProto()
+    twin.CopyFrom(model)
+    graph = Graph(twin)
+    types = _element_types(graph)
+    products = [node for node in graph.nodes if node.op_type in PRODUCTS]
+    return any(types[node.output[0]] == onnx.TensorProto.FLOAT for node in products)
 
 
 def _give_single(graph: Graph, output: str) -> None:

@@ -13,10 +13,11 @@ import numpy as np
 from nbcore.serve.attention import fuse_attention
 from nbcore.serve.graph import GATES, read_graph
 from nbcore.serve.norms import fuse_norms
-from nbcore.serve.options import Serving
+from nbcore.serve.options import CUDA_FORMS, Serving
 from nbcore.serve.precision import to_half, to_int8
 from nbcore.serve.provider import (
     CPU,
+    CUDA,
     TENSORRT,
     choose_provider,
     new_session,
@@ -103,7 +104,7 @@ def open_served(
             raise
         # What one card, or one release of ONNX Runtime, fuses need not run on another.
         logger.warning("fused operators do not run here, so the file's own do: %s", error)
-        plain = replace(serving, attention="exported", fuse_norms=False)
+        plain = replace(serving, attention="exported", fuse_norms=False, convolutions="plain")
         model = served_graph(path, plain, provider, outputs=outputs, gates=gates)
         session = DeviceSession(model, plain, provider)
     return session
@@ -130,7 +131,8 @@ def served_graph(
     attention = serving.attention
     if attention == "auto":
         # TensorRT fuses ONNX's own operators, and knows none of ONNX Runtime's.
-        attention = "exported" if provider == TENSORRT else "fused"
+        others = "exported" if provider == TENSORRT else "fused"
+        attention = CUDA_FORMS[serving.precision].attention if provider == CUDA else others
     if serving.precision == "int8" and attention != "exported":
         # The others hold their projection inside, or are mistaken for one that does.
         attention = "multihead"
@@ -138,7 +140,7 @@ def served_graph(
     joins = serving.fuse_norms
     if joins is None:
         # On the CPU the joined ones are slower than those they join.
-        joins = provider not in (CPU, TENSORRT)
+        joins = provider == CUDA and CUDA_FORMS[serving.precision].fuse_norms
     if joins:
         fuse_norms(graph)
     if serving.precision == "int8":
@@ -158,9 +160,7 @@ def plain_session(
     """
     options = {} if provider == CPU else {"use_tf32": 0}
     try:
-        session = new_session(
-            path, session_options(threads), provider_options(provider, **options)
-        )
+        session = new_session(path, session_options(threads), provider_options(provider, **options))
     except ImportError as error:
         raise RuntimeError(
             "onnxruntime is not installed here; run `python -m nbcore export ID` on a machine "

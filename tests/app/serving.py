@@ -8,6 +8,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+import gradio as gr
 import uvicorn
 from PIL import Image
 
@@ -25,6 +26,7 @@ class Served:
 
     url: str
     service: Service
+    page: gr.Blocks
 
 
 @functools.cache
@@ -39,7 +41,8 @@ def serve(checkpoints: Path) -> Served:
     app.state.first.wait(60)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True).start()
-    return Served(url=f"http://127.0.0.1:{bound.getsockname()[1]}", service=service)
+    url = f"http://127.0.0.1:{bound.getsockname()[1]}"
+    return Served(url=url, service=service, page=app.state.page)
 
 
 def example_path() -> Path:

@@ -14,7 +14,7 @@ import pytest
 
 from app.__main__ import main
 from app.answer_diff import TOLERANCE, deviation
-from app.bench import AppBench, bench_app, growth_mb, line_of, summary, unknown_photos
+from app.bench import AppBench, bench_app, flatness, line_of, summary, unknown_photos
 from app.load import Api, Asked, Question, load
 from app.registry import ModelRegistry
 from tests.app.serving import Served, example_path, serve
@@ -64,8 +64,29 @@ def test_a_large_number_may_differ_relatively() -> None:
 def test_growth_is_from_the_second_fifth_to_the_last() -> None:
     # Warming up 1, 9; then 10, 12 (median 11) ...; at the end 20, 30 (median 25).
     held = [v * 1e6 for v in (1, 9, 10, 12, 15, 16, 17, 18, 20, 30)]
-    assert growth_mb(held) == pytest.approx(14)
-    assert growth_mb(held[:4]) is None
+    found = flatness(held, 60)
+    assert (found["memory_second_fifth_mb"], found["memory_last_fifth_mb"]) == (11, 25)
+    assert (found["memory_growth_mb"], found["memory_largest_mb"]) == (14, 30)
+    assert flatness(held[:4], 60) == {"memory_growth_mb": None, "memory_is_flat": None}
+
+
+@pytest.mark.parametrize(
+    ("early", "late", "seconds", "is_flat"),
+    [
+        # Below 50 MB, or below 3 %: 2000 MB may grow by 60.
+        (1000, 1049, 60, True),
+        (1000, 1051, 60, False),
+        (2000, 2059, 60, True),
+        (2000, 2061, 60, False),
+        (2000, 1000, 60, True),
+        (1000, 1051, 59, None),
+    ],
+)
+def test_memory_is_flat_or_not_or_the_run_is_too_short(
+    early: float, late: float, seconds: float, is_flat: bool | None
+) -> None:
+    held = [v * 1e6 for v in (0, early, early, early, late)]
+    assert flatness(held, seconds)["memory_is_flat"] is is_flat
 
 
 def test_a_run_in_numbers_by_hand() -> None:
@@ -131,19 +152,24 @@ def test_a_bench_of_a_running_app_tells_latencies_and_who_was_told_busy(
     assert burst["answered"] + burst["busy"] == 80
     assert burst["answered"] >= 32
     assert said[0] == f"asking {served.url}"
-    assert said[1].startswith("predict: ")
-    assert len(said) == 2 + 3
+    assert said[1] == f"memory at rest: {report['memory_at_rest_mb']:.0f} MB"
+    assert report["memory_at_rest_mb"] > 10
+    assert said[2].startswith("predict: ")
+    assert len(said) == 3 + 3
 
 
 def test_a_long_load_watches_memory(served: Served, tmp_path: Path) -> None:
     bench = AppBench(url=served.url, clients=(2,), minutes=0.1)
     out = tmp_path / "app.json"
-    (run,) = bench_app(bench, out=out, about={}, say=lambda line: None)["runs"]
+    said: list[str] = []
+    (run,) = bench_app(bench, out=out, about={}, say=said.append)["runs"]
     assert run["asked"] == "mixed"
     assert set(run["latency_ms"]) == {"predict", "burden", "compare"}
     assert len(run["memory"]) >= 5
     assert run["memory"][0][1] > 1e7
     assert run["errors"] == {}
+    assert run["memory"][-1][1] / 1e6 == run["memory_after_mb"]
+    assert f"{run['memory_after_mb']:.0f} after: run too short to judge" in said[-1]
 
 
 @pytest.mark.slow

@@ -180,6 +180,10 @@ def test_layers_are_reached_by_slider_part_and_chart(visitor: Visitor) -> None:
     page.click(".nb-cell [data-layer='1'] >> nth=0")
     page.wait_for_selector("#nb-maps >> text=layer 1, MLP")
     assert page.input_value("#nb-layer input[type=number]") == "1"
+    # A mark is of a part as well as of a layer.
+    page.click(".nb-track[data-layer='2'] .nb-mark[data-kind='attn'] >> nth=1")
+    page.wait_for_selector("#nb-maps >> text=layer 2, attention")
+    assert page.is_checked("#nb-kind input[value='attn']")
     page.click("#nb-sheets button")
     page.wait_for_selector("#nb-sheets img")
     assert page.locator("#nb-sheets img").count() == 3
@@ -430,4 +434,24 @@ def test_the_dense_model_is_pruned_live(visitor: Visitor, served: Served, ids: l
     page.click("#nb-cut-order input")
     page.click("#nb-cut-order [role=option] >> nth=1")
     wait_for(Ablation(share=0.9, layers=(2,), kinds=("mlp",), order="largest"))
+    # A link brings the cut back, sliders and all.
+    page.wait_for_selector("#nb-link[href*='cut_order=largest']")
+    made = page.get_attribute("#nb-link", "href")
+    again = Visitor(visitor.context.browser, served, made)
+    assert again.texts("#nb-ablation .nb-prob") == visitor.texts("#nb-ablation .nb-prob")
+    assert again.page.input_value("#nb-cut-share input[type=number]") == "90"
+    assert again.page.locator("#nb-cut-layers input:checked").count() == 1
+    assert again.page.is_checked("#nb-cut-layers label >> nth=1")
+    assert [again.page.is_checked(f"#nb-cut-kinds label >> nth={k}") for k in (0, 1)] == [
+        False,
+        True,
+    ]
+    assert again.page.input_value("#nb-cut-order input") == "the largest load on this photo"
+    assert again.page.get_attribute("#nb-link", "href") == made
+    again.context.close()
+    # Another photo is cut likewise; what the sliders say and what is shown stay one.
+    visitor.mark()
+    page.click("[data-example] >> nth=1")
+    visitor.wait()
+    assert page.input_value("#nb-cut-share input[type=number]") == "90"
     assert visitor.errors == []

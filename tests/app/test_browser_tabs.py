@@ -13,6 +13,7 @@ from app.amounts import percent
 from tests.app.folders import copy_of, edit_manifest
 from tests.app.serving import Served, serve
 from tests.app.study_folder import write_study
+from tests.app.test_browser_access import grave
 
 pytestmark = pytest.mark.browser
 
@@ -90,7 +91,7 @@ def test_models_are_shown_with_the_numbers_of_the_manifest(
 ) -> None:
     window = open_at("Models")
     page = window.page
-    page.wait_for_selector(".nb-speeds li")
+    page.wait_for_selector("#nb-time-block .nb-speeds li")
     records = [r for r in served.service.records() if r.variant.dataset != "other"]
     assert [row.split()[0] for row in window.texts("td[data-column=top1]")] == [
         percent(r.variant.metrics["top1"]).split()[0] for r in records
@@ -99,7 +100,7 @@ def test_models_are_shown_with_the_numbers_of_the_manifest(
     assert page.locator(".nb-kept figure").count() == len(records)
     assert page.locator("#nb-macs-block .nb-point").count() == len(records)
     assert page.locator("#nb-time-block .nb-point").count() == len(records)
-    assert page.locator(".nb-speeds li").count() == len(records) - 1
+    assert page.locator("#nb-time-block .nb-speeds li").count() == len(records) - 1
     assert page.locator("#nb-there-block .nb-point").count() == 3
     page.wait_for_selector("#nb-history-block .nb-ramp", state="attached")
     assert window.errors == []
@@ -195,6 +196,10 @@ def test_a_study_is_shown_with_verdicts_runs_and_figures(open_at: Callable[..., 
     page = window.page
     page.wait_for_selector(".nb-verdicts")
     assert window.texts(".nb-chips li") == ["✓ 1 supported", "✗ 1 not supported", "? 1 undecided"]
+    for word in ("Holm", "host", "difference in differences", "B / B₀"):
+        explained = page.locator(f"#nb-verdicts-block .nb-term:has-text('{word}') >> nth=0")
+        explained.focus()
+        assert len(explained.locator(".nb-tip").inner_text()) > 30
     assert page.locator(".nb-figures img").evaluate("image => image.naturalWidth") == 8
     # taylor at its smallest budget, without mitigation: one mean and three runs.
     page.wait_for_selector("#nb-arms-block .nb-point")
@@ -227,7 +232,9 @@ def test_phones_need_no_sideways_scrolling(
 ) -> None:
     window = open_at(tab, viewport=PHONE, color_scheme=scheme, has_touch=True)
     page = window.page
-    page.wait_for_selector(".nb-speeds li" if tab == "Models" else "#nb-arms-block .nb-point")
+    page.wait_for_selector(
+        "#nb-time-block .nb-speeds li" if tab == "Models" else "#nb-arms-block .nb-point"
+    )
     if tab == "Models":
         page.locator(".nb-open >> nth=0").tap()
         page.wait_for_selector(".nb-more:not([hidden])")
@@ -239,4 +246,24 @@ def test_phones_need_no_sideways_scrolling(
     )
     # The last label of an axis may reach into the page's margin of 12 px.
     assert max(wide) <= 12
+    assert grave(page) == []
     assert window.errors == []
+
+
+@pytest.mark.parametrize("tab", ["Models", "Study"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_grave(open_at: Callable[..., Window], tab: str, scheme: str) -> None:
+    window = open_at(tab, color_scheme=scheme)
+    page = window.page
+    if tab == "Models":
+        page.wait_for_selector("#nb-time-block .nb-speeds li")
+        page.wait_for_selector("#nb-history-block .nb-ramp", state="attached")
+        page.click(".nb-open >> nth=1")
+        page.wait_for_selector(".nb-more:not([hidden])")
+    else:
+        page.wait_for_selector("#nb-arms-block .nb-point")
+        for fold in ("runs", "report"):
+            page.click(f"#nb-{fold} > button")
+        page.wait_for_selector("#nb-report-text >> text=All told.")
+        page.wait_for_selector("#nb-runs-table >> text=0.86")
+    assert grave(page) == []

@@ -12,7 +12,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.amounts import percent
+from app.amounts import (
+    MISSING,
+    count,
+    fine,
+    megabytes,
+    milliseconds,
+    percent,
+    points,
+    ratio,
+    signed,
+    small,
+)
 from app.gallery import read_examples
 from tests.app.folders import ids_by_mitigation
 from tests.app.serving import Served, serve
@@ -57,6 +68,133 @@ def test_downloads_hold_what_the_page_shows(visitor: Visitor) -> None:
             assert maps[f"attribution/{key}"].tolist() == cell["values"]
     picture = Image.open(io.BytesIO(download(visitor, "comparison.png")))
     assert picture.width > picture.height / 4 > 100
+
+
+HOVERED = """(maps) => maps.map((map) => {
+  const box = map.getBoundingClientRect();
+  map.dispatchEvent(new PointerEvent('pointermove', {bubbles: true,
+    clientX: box.left + box.width / 2 + 1, clientY: box.top + box.height / 2 + 1}));
+  return document.querySelector('#nb-patch').innerText;
+})"""
+
+
+def test_every_number_and_map_of_the_page_is_in_the_files(visitor: Visitor) -> None:
+    """Read from the page as it is shown, part by part, and held against the downloads."""
+    page, ids = visitor.page, list(visitor.served.service.default_variants())
+    page.wait_for_selector("#nb-costs [data-cost=time] >> text=to")
+    page.click("#nb-chart summary")
+    told = json.loads(download(visitor, "numbers.json"))
+    with np.load(io.BytesIO(download(visitor, "maps.npz"))) as archive:
+        held = dict(archive)
+
+    # What each model says.
+    tops = [top for key in ids for top in told["predictions"][key]["top"]]
+    assert visitor.texts("#nb-predictions .nb-name") == [top["class"] for top in tops]
+    assert visitor.texts("#nb-predictions .nb-prob") == [percent(top["prob"]) for top in tops]
+    changes = [points(t["change"]) for key in ids[1:] for t in told["predictions"][key]["top"]]
+    assert visitor.texts("#nb-predictions .nb-change")[-len(changes) :] == changes
+    for key, words in zip(ids[1:], page.locator("#nb-predictions .nb-tag").all(), strict=True):
+        assert f"{told['predictions'][key]['kl_to_base']:.3f}" in words.inner_text()
+
+    # How far to trust it, in the numbers and as an array.
+    names = list(held["trust_names"])
+    for row in page.query_selector_all("#nb-attribution tr[data-fact]"):
+        fact = row.get_attribute("data-fact")
+        for key, cell in zip(ids, row.query_selector_all("td"), strict=True):
+            entry = told["attributions"][key]
+            value = {
+                "parity": entry["served"]["difference"],
+                "provider": entry["served"]["provider"],
+                "sha256": entry["served"]["sha256"],
+            }.get(fact, entry.get(fact))
+            shown = {
+                "rank_correlation": signed,
+                "deletion": signed,
+                "insertion": signed,
+                "top_overlap": percent,
+                "completeness_error": percent,
+                "parity": small,
+                "steps": str,
+                "provider": lambda words: words.removesuffix("ExecutionProvider"),
+                "sha256": lambda words: words[:8],
+            }[fact]
+            assert cell.inner_text() == (MISSING if value is None else shown(value)), (fact, key)
+            if fact in names:
+                score = held[f"trust/{key}"][names.index(fact)]
+                assert np.isnan(score) if value is None else score == value
+
+    # What each layer carries: the numbers, for every quantity, with the maps.
+    burdens = {key: told["layers"]["burden"][key] for key in ids}
+    for key, table in zip(ids, page.query_selector_all("#nb-chart .nb-tables table"), strict=True):
+        cell = burdens[key]
+        columns = [[site["value"] for site in cell["sites"]]]
+        columns += [cell[name] for name in ("before_retraining", "selection", "stream")]
+        columns = [column for column in columns if column is not None]
+        assert [td.inner_text() for td in table.query_selector_all("tbody td")] == [
+            ratio(value) for row in zip(*columns, strict=True) for value in row
+        ]
+    assert set(told["layers"]) == {"burden", "load", "residual"}
+
+    # The maps that are drawn, patch by patch.
+    site = told["choices"]["layer"], told["choices"]["kind"]
+    index = list(held[f"burden_names/{ids[0]}"]).index(f"blocks.{site[0] - 1}.{site[1]}")
+    drawn = {
+        "#nb-attribution .nb-map": [
+            *((held[f"attribution/{key}"], fine) for key in ids),
+            *((held[f"difference/{key}"], fine) for key in ids[1:]),
+        ],
+        "#nb-maps .nb-map": [
+            *((2 ** held[f"burden/{key}"][index], ratio) for key in ids),
+            *((2 ** held[f"burden_before_retraining/{key}"][index], ratio) for key in ids[1:]),
+        ],
+    }
+    for selector, wanted in drawn.items():
+        for (values, words), said in zip(
+            wanted, page.eval_on_selector_all(selector, HOVERED), strict=True
+        ):
+            row, column = (side // 2 for side in values.shape)
+            assert f"row {row + 1}, column {column + 1}" in said
+            assert words(values[row, column]) in said, said
+
+    # The ablation as it is shown.
+    cut = told["ablation"]
+    assert visitor.texts("#nb-ablation .nb-prob") == [
+        percent(top["prob"]) for top in cut["prediction"]["top"]
+    ]
+    assert f"{cut['removed']} of {cut['total']} units" in page.inner_text("#nb-ablation")
+    values = [site["value"] for site in cut["burdens"]["sites"]]
+    most = int(np.nanargmax([np.nan if value is None else value for value in values]))
+    assert ratio(values[most]) in page.inner_text("#nb-ablation .nb-cell >> nth=2")
+    middle = held[f"ablation/{ids[0]}"][most]
+    said = page.eval_on_selector_all("#nb-ablation .nb-map", HOVERED)[0]
+    assert ratio(2 ** middle[tuple(side // 2 for side in middle.shape)]) in said
+
+    # What each model costs.
+    for key, column in zip(ids, range(len(ids)), strict=True):
+        cells = {
+            row.get_attribute("data-cost"): row.query_selector_all("td")[column].inner_text()
+            for row in page.query_selector_all("#nb-costs tr[data-cost]")
+        }
+        variant, cost = told["variants"][key], told["costs"][key]
+        assert cells["top1"] == percent(variant["metrics"]["top1"])
+        assert cells["num_params"].split("\n")[0] == count(variant["num_params"])
+        assert cells["macs"].split("\n")[0] == count(variant["macs"])
+        assert cells["size_bytes"].split("\n")[0] == megabytes(variant["size_bytes"])
+        assert cells["zeros"] == percent(cost["zeros"], 2)
+        time = [milliseconds(cost["latency"][name]) for name in ("median", "low", "high")]
+        assert cells["time"].replace("\n", " ") == f"{time[0]} {time[1]} to {time[2]}"
+        assert cells["kl"] == f"{told['predictions'][key]['kl_to_base']:.3f}"
+    for key, said in zip(ids[1:], sorted_by(visitor, ids), strict=True):
+        against = told["costs"][key]["latency"]["of_dense"]
+        for name in ("median", "low", "high"):
+            assert percent(against[name], 0) in said
+
+
+def sorted_by(visitor: Visitor, ids: list[str]) -> list[str]:
+    """Sentences about time in the order of the pruned models, not of how disappointing they are."""
+    infos = {info.id: info for info in visitor.served.service.variants()}
+    said = visitor.texts("#nb-costs .nb-speeds li")
+    return [next(s for s in said if f"“{infos[key].title}”" in s) for key in ids[1:]]
 
 
 def test_a_link_brings_the_view_back(

@@ -186,6 +186,21 @@ def test_a_click_opens_the_photo_in_compare_with_its_models(
     crop = visitor.picture("#nb-attribution .nb-side img")
     photo = served_photo(visitor, chapter, item)
     assert crop.tobytes() == photo
+    # The photo is no visitor's own: a link brings it back, with the models that it was opened by.
+    page.wait_for_selector("#nb-link[href*='flip=shapes/']")
+    assert page.locator(".nb-take p >> text=Your own photo").count() == 0
+    again = Visitor(visitor.context.browser, visitor.served, page.get_attribute("#nb-link", "href"))
+    assert again.texts("#nb-names-block strong") == heads
+    assert again.picture("#nb-attribution .nb-side img").tobytes() == photo
+    assert again.texts("#nb-predictions .nb-prob") == visitor.texts("#nb-predictions .nb-prob")
+    again.context.close()
+
+
+def test_a_link_to_a_photo_that_is_not_packed_says_so(browser: Any, served: Served) -> None:
+    for flip in ("shapes/none.png", "shapes/../../etc/passwd"):
+        window = Visitor(browser, served, f"?flip={flip}")
+        assert f"the photo '{flip}' of Flips, which is not packed" in window.wait("problem")
+        window.context.close()
 
 
 def served_photo(visitor: Visitor, chapter: Chapter, item: Item) -> bytes:
@@ -243,6 +258,20 @@ def test_without_answers_the_tab_says_which_command_makes_them(
     said = visitor.page.inner_text("#nb-flips-found-block")
     assert "python -m nbcore flips --dataset shapes --data DIR" in said
     assert visitor.page.locator(TILES).count() == 0
+    visitor.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_grave(browser: Any, served: Served, scheme: str) -> None:
+    visitor = opened(browser, served, color_scheme=scheme)
+    page = visitor.page
+    page.click("#nb-flips-narrow button")
+    page.click("#nb-flips-packed input")
+    page.click("#nb-flips-pattern input[value=any]")
+    page.wait_for_selector(f"div{TILES.split()[-1]}")
+    for summary in page.query_selector_all("#nb-flips-summary-block summary"):
+        summary.click()
+    assert grave(page) == []
     visitor.context.close()
 
 

@@ -24,10 +24,14 @@ class Stage:
     def __init__(self, **settings: Any) -> None:
         self.told: list[Call] = []
         self.waiting = 0
+        self.fetched: list[str] = []
         journal = Journal()
         journal.listeners.append(self.told.append)
         self.gate = Gate(
-            settings=Settings(**settings), journal=journal, queued=lambda: self.waiting
+            settings=Settings(**settings),
+            journal=journal,
+            queued=lambda: self.waiting,
+            fetched=self.fetched.append,
         )
         self.streams_seen = 0
         self.bodies: list[int] = []
@@ -119,6 +123,22 @@ def test_visitors_that_wait_for_results_are_counted(path: str, streams: int) -> 
     stage = Stage()
     stage.client.get(path)
     assert (stage.streams_seen, stage.gate.streams) == (streams, 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/gradio_api/queue/data?session_hash=abc", ["abc"]),
+        ("/gradio_api/call/predict/1f", ["1f"]),
+        ("/gradio_api/call/v2/predict/1f", ["1f"]),
+        ("/gradio_api/queue/data", []),
+        ("/readyz?session_hash=abc", []),
+    ],
+)
+def test_it_is_told_whose_stream_has_ended(path: str, told: list[str]) -> None:
+    stage = Stage()
+    stage.client.get(path)
+    assert stage.fetched == told
 
 
 def test_what_is_no_http_passes() -> None:

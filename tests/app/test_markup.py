@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import re
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from app import amounts, markup, text
+from app.latency import Latency
 from app.question import AttributionMethod, Found
 from app.service import AttributionMap, Prediction, Status, TopClass, VariantInfo
 from app.trust import RemovalScores, Served
@@ -250,8 +252,17 @@ def test_a_failed_variant_says_why_in_its_own_column_only() -> None:
 def test_costs_are_held_against_the_base() -> None:
     # 540 of 1080 MACs and 2.8 of 5.6 million parameters are 50 %, 5.7 of 11.4 MB too.
     dense = info("d", base=None, macs=1_080_000_000, num_params=5_600_000, size_bytes=11_400_000)
+    # Half the time in every round but one, and so is the interval of the ratio.
+    times = {
+        "d": Latency(times_ms=(4.0,) * 9, provider="CPUExecutionProvider"),
+        "p": Latency(times_ms=(*(2.0,) * 8, 4.0), provider="CPUExecutionProvider"),
+    }
     table = markup.costs(
-        (dense, info("p")), {"p": prediction("p", ("ring", 0.9, 0.1))}, before=False
+        (dense, info("p")),
+        {"p": prediction("p", ("ring", 0.9, 0.1))},
+        before=False,
+        zeros={"d": 0.0, "p": 0.0123},
+        times=times,
     )
     cells = [re.sub("<[^>]+>", " ", cell).split() for cell in re.findall(r"<td>(.*?)</td>", table)]
     corner, dense_column, pruned_column = cells[0], cells[1::2], cells[2::2]
@@ -261,7 +272,8 @@ def test_costs_are_held_against_the_base() -> None:
         ["5.6", "M"],
         ["1.08", "G"],
         ["11.4", "MB"],
-        ["–"],
+        ["0.00", "%"],
+        ["4.0", "ms", "4.0", "ms", "to", "4.0", "ms"],
         ["–"],
     ]
     assert pruned_column == [
@@ -269,9 +281,26 @@ def test_costs_are_held_against_the_base() -> None:
         ["2.8", "M", "50", "%", "of", "dense"],
         ["540", "M", "50", "%", "of", "dense"],
         ["5.7", "MB", "50", "%", "of", "dense"],
-        ["3.4", "ms"],
+        ["1.23", "%"],
+        ["2.0", "ms", "2.0", "ms", "to", "2.0", "ms"],
         ["0.250"],
     ]
+    assert (
+        "needs 50\u202f% of dense's MACs and 50\u202f% (50\u202f% to 50\u202f%) of its time"
+        in html.unescape(table)
+    )
+
+
+def test_costs_say_where_fewer_macs_are_no_less_time() -> None:
+    infos = (info("d", base=None), info("p"))
+    times = {
+        key: Latency(times_ms=(4.0,) * 6, provider="CPUExecutionProvider") for key in ("d", "p")
+    }
+    table = markup.costs(infos, {}, before=False, times=times)
+    assert "but that did not become less time here" in html.unescape(table)
+    waits = markup.costs(infos, {}, before=False)
+    assert "timing" in waits
+    assert "nb-unseen" in waits
 
 
 @pytest.mark.parametrize(

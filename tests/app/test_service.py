@@ -76,7 +76,7 @@ def test_the_menu_tells_what_the_manifest_says(
     titles = {info.id: info.title for info in service.variants()}
     share = f"{manifest[ids['none']].macs_ratio:.0%}".replace("%", " %")
     assert titles[ids["dense"]] == "dense"
-    assert titles[ids["none"]] == f"{share} MACs, none"
+    assert titles[ids["none"]] == f"{share} MACs, no mitigation"
     assert service.default_variants() == (ids["dense"], ids["none"], ids["handoff"])
 
 
@@ -103,9 +103,9 @@ def test_titles_and_defaults_of_larger_sets(tiny_checkpoints: Path, ids: dict[st
     assert default_ids([]) == ()
     titles = {info.id: info.title for info in catalog(variants)}
     assert titles == {
-        "a": "25 % MACs, none",
+        "a": "25 % MACs, no mitigation",
         dense.id: "dense",
-        "b": "taylor 50 % MACs, none",
+        "b": "taylor 50 % MACs, no mitigation",
         "c": "50 % MACs, handoff",
         "d": "49 % MACs, handoff",
         "e": "e",

@@ -17,7 +17,8 @@ from PIL import Image, ImageDraw, ImageFont
 from app import visit
 from app.errors import UserError
 from app.gallery import find, read_examples
-from app.takeaway import FILES, Takeaway, link
+from app.permalink import query_of
+from app.takeaway import FILES, Takeaway, view
 from app.visit import Choices, Visit
 from tests.app.folders import ids_by_mitigation
 from tests.app.serving import Served, example_path, serve
@@ -58,6 +59,11 @@ def shown(served: Served, ids: list[str], path: Path | None = None, **changed: A
     return state
 
 
+def link(served: Served, state: Visit) -> str | None:
+    found = view(served.service, state)
+    return None if found is None else query_of(found)
+
+
 def file(served: Served, state: Visit, name: str) -> bytes:
     desk = Takeaway(served.service)
     return desk.file(desk.address(state).removeprefix("take/"), name)
@@ -88,7 +94,7 @@ def test_maps_are_those_of_the_service(served: Served, ids: list[str]) -> None:
         for key in ids:
             assert np.array_equal(found[f"attribution/{key}"], attributions[key].values)
             assert np.array_equal(found[f"burden/{key}"], burdens[key].maps)  # type: ignore[arg-type]
-            assert found[f"names/{key}"].tolist() == list(burdens[key].site_names)
+            assert found[f"burden_names/{key}"].tolist() == list(burdens[key].site_names)
         cut = burdens[ids[1]].null_maps
         assert np.array_equal(found[f"burden_before_retraining/{ids[1]}"], cut)  # type: ignore[arg-type]
         assert np.array_equal(found[f"difference/{ids[1]}"], attributions[ids[1]].difference)  # type: ignore[arg-type]
@@ -150,14 +156,14 @@ def test_a_strange_address_is_answered_without_a_file(served: Served) -> None:
 def test_links_name_examples_and_never_a_visitors_photo(
     served: Served, ids: list[str], tmp_path: Path
 ) -> None:
-    assert "example=n02102040_810" in str(link(shown(served, ids)))
+    assert "example=n02102040_810" in str(link(served, shown(served, ids)))
     own = tmp_path / "private-name.png"
     Image.effect_noise((64, 64), 80).convert("RGB").save(own)
-    query = str(link(shown(served, ids, own)))
+    query = str(link(served, shown(served, ids, own)))
     assert "example" not in query
     assert "private" not in query
     assert f"variants={','.join(ids)}" in query
-    assert link(Visit()) is None
+    assert link(served, Visit()) is None
 
 
 def test_every_example_is_found_by_its_pixels(served: Served) -> None:

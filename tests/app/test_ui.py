@@ -28,7 +28,8 @@ def service(tiny_checkpoints: Path) -> Service:
 
 @pytest.fixture(scope="module")
 def components(service: Service) -> dict[str, Any]:
-    page = build_page(service, Takeaway(service), Beforehand(service, ()), concurrency=1)
+    first = Beforehand(service, gallery.read_examples())
+    page = build_page(service, Takeaway(service), first, concurrency=1)
     return {block.elem_id: block for block in page.blocks.values() if block.elem_id}
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from app import visit
 from app.errors import NoAnswerError, UserError
+from app.latency import Stopwatch
 from app.markup import picture
 from app.service import Service
 from app.sites import layer_and_kind, site_words
@@ -59,7 +60,11 @@ def test_predictions_come_first_and_attributions_last(
     assert set(visit.RESULTS) <= set(places)
     filled = [name for parts in steps for name in parts]
     order = [name for name in filled if name in visit.RESULTS]
-    assert order == ["predictions", "costs", "chart", "maps", "sheets", "ablation", "attribution"]
+    assert order == [
+        *("predictions", "short", "costs"),
+        *("chart", "short", "maps", "sheets"),
+        *("ablation", "attribution"),
+    ]
     assert "nb-skeleton" not in str(steps)
     assert {*filled[-2:]} == {"status", "standing"}
 
@@ -226,3 +231,46 @@ def test_whole_layers_need_no_part(service: Service, choices: Callable[..., Choi
     assert "layer 2: <b>" in page["maps"]
     # The dense model differs from itself nowhere.
     assert "layer 2: <b>0.000</b>" in page["maps"].split('class="nb-cell"')[1]
+
+
+def test_time_is_measured_once_for_all_models_that_may_stand_side_by_side(
+    service: Service, choices: Callable[..., Choices], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    stopwatch = Stopwatch(service.predictor)
+    measure = stopwatch.measure
+
+    def listen(models: Any, **options: Any) -> Any:
+        asked.append([model.id for model in models])
+        return measure(models, **options)
+
+    monkeypatch.setattr(service, "stopwatch", stopwatch)
+    monkeypatch.setattr(stopwatch, "measure", listen)
+    state = Visit()
+    list(visit.compare(service, state, photo, choices()))
+    (parts,) = visit.timed(service, state)
+    every = [info.id for info in service.variants()]
+    assert asked == [every]
+    assert "of its time" in parts["costs"] or "did not become less time" in parts["costs"]
+    assert list(visit.timed(service, state)) == []
+    # Whoever compares other models finds their times already there.
+    other = Visit()
+    list(visit.compare(service, other, photo, choices(variants=every[:2])))
+    assert set(other.latencies) == set(every[:2])
+    assert list(visit.timed(service, other)) == []
+    assert asked == [every]
+
+
+def test_a_time_that_comes_late_is_not_shown_with_another_comparison(
+    service: Service, choices: Callable[..., Choices], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "stopwatch", Stopwatch(service.predictor))
+    state = Visit()
+    list(visit.compare(service, state, photo, choices()))
+
+    def meanwhile(*_: Any, **__: Any) -> dict[str, Any]:
+        state.ticket("all")
+        return {}
+
+    monkeypatch.setattr(service, "latencies", meanwhile)
+    assert list(visit.timed(service, state)) == []

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -36,7 +37,7 @@ from nbcore.serve import session as session_module
 from nbcore.serve.attention import EMITTERS
 from nbcore.serve.device import DeviceSession
 from nbcore.serve.graph import read_graph
-from nbcore.serve.precision import stays_single, to_half
+from nbcore.serve.precision import has_single_products, stays_single, to_half
 from nbcore.vit import PrunableViT
 from tests.nbcore.tiny import AVERAGED, tiny
 
@@ -221,22 +222,120 @@ def test_what_cannot_be_recorded_is_launched(
     # As on CUDA, where recording breaks off at what would have to wait for the GPU.
     session.cuda_graph, launch = True, session._launch
 
-    def fail_while_recording(size: int) -> None:
-        if session.cuda_graph:
+    def fail_while_recording(size: int, *, record: bool = True) -> None:
+        if session.cuda_graph and record:
             raise RuntimeError("operation not permitted when stream is capturing")
-        launch(size)
+        launch(size, record=record)
 
     monkeypatch.setattr(session, "_launch", fail_while_recording)
     alike(session.run(IMAGES[:3]), pruned.run(image=IMAGES[:3]))
     assert not session.cuda_graph
     assert "runs cannot be recorded" in caplog.text
 
-    def fail(size: int) -> None:
+    def fail(size: int, *, record: bool = True) -> None:
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(session, "_launch", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         session.run(IMAGES[:1])
+
+
+def test_a_size_runs_twice_before_it_is_recorded(
+    pruned: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime lays out memory in the first run and asks for it in the second, and a run that
+    is recorded may ask for none."""
+    serving = Serving(device="cpu", batch_sizes=(1, 4), threads=1)
+    session = DeviceSession(served_graph(pruned.path, serving, CPU), serving, CPU, place="cpu")
+    session.cuda_graph, ran = True, []
+
+    class Binds:
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        def io_binding(self) -> Any:
+            return self.inner.io_binding()
+
+        def run_with_iobinding(self, binding: Any, options: Any) -> None:
+            ran.append(options.get_run_config_entry("gpu_graph_id"))
+            self.inner.run_with_iobinding(binding, options)
+
+    session.session = Binds(session.session)
+    alike(session.run(IMAGES[:3]), pruned.run(image=IMAGES[:3]))
+    assert ran == ["-1", "-1", *["4"] * (device.RUNS_BEFORE_USE + 1)]
+    session.run_resident(4)
+    assert ran[-2:] == ["4", "4"]
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({}, {"use_tf32": 0, "enable_cuda_graph": 1}),
+        ({"precision": "tf32", "cuda_graph": False}, {"use_tf32": 1, "enable_cuda_graph": 0}),
+        ({"convolutions": "bias"}, {"use_tf32": 0, "enable_cuda_graph": 1, "fuse_conv_bias": 1}),
+        (
+            {"convolutions": "nhwc-bias"},
+            {"use_tf32": 0, "enable_cuda_graph": 1, "prefer_nhwc": 1, "fuse_conv_bias": 1},
+        ),
+    ],
+)
+def test_options_of_cuda(pruned: File, given: dict[str, Any], wanted: dict[str, int]) -> None:
+    assert cuda_options(pruned, **given) == {"user_compute_stream": 1234, **wanted}
+
+
+def cuda_options(file: File, **given: Any) -> dict[str, Any]:
+    """What ONNX Runtime would be told about a session on CUDA that gives logits."""
+    plain = Serving(device="cpu", batch_sizes=(1,), threads=1)
+    session: Any = DeviceSession(served_graph(file.path, plain, CPU), plain, CPU, place="cpu")
+    serving = Serving(**{"convolutions": "plain"} | given)
+    session._model = served_graph(file.path, serving, CUDA)
+    session.provider, session.serving, session.cuda_graph = CUDA, serving, serving.cuda_graph
+    session._stream = SimpleNamespace(cuda_stream=1234)
+    return session._options()
+
+
+def test_half_precision_takes_tensor_cores_where_nothing_single_would_be_rounded(
+    dense: File, pruned: File, merged: File
+) -> None:
+    """ONNX Runtime's switch for TF32 also keeps half-precision convolutions off tensor cores; the
+    match of merged tokens, and loads, are products in single precision."""
+    for file, outputs, rounds in (
+        (dense, LOGITS, True),
+        (pruned, LOGITS, True),
+        (merged, LOGITS, False),
+        (pruned, ALL, False),
+    ):
+        model = served_graph(file.path, Serving(precision="fp16"), CUDA, outputs=outputs)
+        assert has_single_products(model) is not rounds
+    for file, tf32 in ((dense, 1), (pruned, 1), (merged, 0)):
+        assert cuda_options(file, precision="fp16")["use_tf32"] == tf32
+
+
+class Stream:
+    """Stands for torch's streams: 32 of each priority, handed out in turns."""
+
+    given: ClassVar[Counter[int]] = Counter()
+
+    def __init__(self, priority: int) -> None:
+        assert -device.POOLS < priority <= 0
+        self.name = priority, self.given[priority] % device.POOL_SIZE
+        self.given[priority] += 1
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stream) and self.name == other.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+def test_sessions_do_not_share_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    streams = [device.unused_stream() for _ in range(device.POOLS * device.POOL_SIZE)]
+    assert len({stream.name for stream in streams}) == len(streams)
+    # With none left, one is shared; and a closed session's is free again.
+    assert device.unused_stream() in streams
+    free = streams.pop(40).name
+    assert device.unused_stream().name == free
 
 
 class Card:

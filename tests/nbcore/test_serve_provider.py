@@ -102,6 +102,24 @@ def test_cuda_is_found_out_where_no_gpu_can_be_seen() -> None:
     )
 
 
+def test_what_a_gpu_refuses_is_an_error_and_no_session_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """ONNX Runtime's Python opens one on the CPU instead, and only prints why."""
+    made: list[list[Any]] = []
+
+    def refuse(self: Any, providers: list[Any], *_: Any) -> None:
+        made.append(providers)
+        self._fallback_providers = [CPU]
+        raise RuntimeError("This session cannot use the graph capture feature")
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", refuse)
+    wanted = provider.provider_options(CUDA, enable_cuda_graph=1)
+    with pytest.raises(RuntimeError, match="graph capture"):
+        provider.new_session(b"model", provider.session_options(1), wanted)
+    assert made == [[(CUDA, {"enable_cuda_graph": "1"}), CPU]]
+
+
 def test_threads_are_the_wanted_or_the_usable_ones() -> None:
     assert usable_threads(3) == 3
     assert 1 <= usable_threads(0) <= 8

@@ -1,0 +1,63 @@
+"""What Gradio keeps of callers: nothing of the API's, and of pages the states that they set."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import httpx
+import pytest
+from gradio_client import Client, handle_file
+
+from app.load import Api, Question
+from app.sessions import Session, Sessions
+from tests.app.serving import Served, example_path, serve
+
+
+@pytest.fixture(scope="module")
+def served(tiny_checkpoints: Path) -> Served:
+    return serve(tiny_checkpoints)
+
+
+def kept_by(served: Served) -> Sessions:
+    """What the server itself asks, which is there after the first call."""
+    assert httpx.post(f"{served.url}/gradio_api/call/v2/models", json={}, timeout=60).is_success
+    holder = served.page._queue.server_app.state_holder
+    assert isinstance(holder, Sessions)
+    return holder
+
+
+def test_a_call_of_the_api_leaves_nothing_behind(served: Served) -> None:
+    queue, holder = served.page._queue, kept_by(served)
+
+    def kept() -> tuple[int, int, int, int]:
+        streams = queue.pending_event_ids_session, queue.pending_messages_per_session
+        return len(holder.session_data), *map(len, streams), len(queue.event_ids_to_events)
+
+    async def ask(times: int) -> None:
+        async with httpx.AsyncClient(timeout=60) as client:
+            api = Api(served.url, client)
+            await api.upload("photo.jpg", example_path().read_bytes())
+            for _ in range(times):
+                assert await api.ask(Question(endpoint="burden", photo=0))
+
+    before = kept()
+    asyncio.run(ask(3))
+    assert kept() == before
+    assert len(queue.event_analytics) == 1
+
+
+def test_a_page_keeps_its_states_and_no_answers(served: Served) -> None:
+    client = Client(served.url, verbose=False, download_files=False)
+    photo = handle_file(str(example_path()))
+    first = client.predict(photo, api_name="/predict")
+    holder = kept_by(served)
+    session = holder.session_data[client.session_hash]
+    assert isinstance(session, Session)
+    assert session.config_values == {}
+    assert client.predict(photo, api_name="/predict").keys() == first.keys()
+    assert holder.session_data[client.session_hash] is session
+    state = next(block for block in served.page.blocks.values() if block.stateful)
+    session[state._id] = "seen"
+    assert holder[client.session_hash][state._id] == "seen"
+    assert Session(served.page)[state._id] != "seen"
