@@ -712,4 +712,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from nbcore.serve.provider import leave
+
+    leave(main())

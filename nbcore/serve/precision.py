@@ -29,9 +29,11 @@ def to_half(graph: Graph) -> None:
 
     Single stay the normalisation of pixels, whose steps half precision would blur, the match of
     merged tokens, which is discrete, and all that no logit needs: loads are ratios of small sums.
+    The one product of the match is taken in double, out of reach of what rounds products.
     """
     from onnx import TensorProto, helper
 
+    _match_in_double(graph)
     types = _element_types(graph)
     single = stays_single(graph)
     casts: dict[tuple[str, int], str] = {}
@@ -70,6 +72,22 @@ def to_half(graph: Graph) -> None:
         if output in in_half:
             _give_single(graph, output)
     graph.prune()
+
+
+def _match_in_double(graph: Graph) -> None:
+    from onnx import TensorProto, helper
+
+    match = graph.ancestors({GROUP} & graph.maker.keys()) & stays_single(graph)
+    for node in [n for n in graph.nodes if n.op_type == "MatMul" and n.output[0] in match]:
+        for position, name in enumerate(node.input):
+            node.input[position] = graph.new_name("double")
+            cast = helper.make_node("Cast", [name], [node.input[position]], to=TensorProto.DOUBLE)
+            graph.nodes.append(cast)
+        product, node.output[0] = node.output[0], graph.new_name("product")
+        graph.nodes.append(
+            helper.make_node("Cast", [node.output[0]], [product], to=TensorProto.FLOAT)
+        )
+    graph.index()
 
 
 def has_single_products(model: onnx.ModelProto) -> bool:

@@ -7,12 +7,13 @@ The rule is in `nbcore.study.verdicts`; what is useful is a number of the study
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import replace
 
 import pandas as pd
 
-from nbcore.study.grid import TWIN, WEIGHTS, StudyConfig, parts_of
+from nbcore.study.grid import DENSE, TWIN, WEIGHTS, StudyConfig, parts_of
 from nbcore.study.statistics import (
     CELL,
     MIN_SEEDS,
@@ -63,15 +64,17 @@ def mitigations_of(study: StudyConfig, runs: pd.DataFrame) -> list[str]:
 def best_mitigation(
     study: StudyConfig, runs: pd.DataFrame, *, without: str | None = None
 ) -> str | None:
-    """The mitigation with the largest mean gain on the validation split of the choice seeds, over
-    the cells of compactable hosts in which all candidates were run; distillation alone is a control
-    and no candidate.
+    """The mitigation that the study names or, where it names none, that with the largest mean gain
+    on the validation split of the choice seeds, over the cells of compactable hosts in which all
+    candidates were run; distillation alone is a control and no candidate.
 
     Args:
         study: The study.
         runs: Its runs.
         without: A part that candidates must not have.
     """
+    if study.best and without is None:
+        return study.best if study.best in mitigations_of(study, runs) else None
     seeds = set(study.choice_seeds) or set(runs["seed"])
     chosen = runs[runs["seed"].isin(seeds) & (runs["pruner"] != WEIGHTS)]
     tables = {
@@ -83,8 +86,8 @@ def best_mitigation(
     if not tables:
         return None
     # Candidates that met fewer cells than most are not comparable and stand back.
-    widest = max(table.shape[1] for table in tables.values())
-    tables = {name: table for name, table in tables.items() if table.shape[1] == widest}
+    usual = statistics.mode(sorted((t.shape[1] for t in tables.values()), reverse=True))
+    tables = {name: table for name, table in tables.items() if table.shape[1] >= usual}
     cells = set.intersection(*(set(table.columns) for table in tables.values()))
     means = {name: table[sorted(cells)].mean().mean() for name, table in tables.items()}
     return max(means, key=lambda name: means[name])
@@ -154,7 +157,32 @@ def claims_on_best(study: StudyConfig, runs: pd.DataFrame) -> list[Claim]:
     if best is None:
         return []
     fresh = fresh_runs(study, runs)
-    shares = recovered(fresh, best)
+    return [
+        *_recovers_half(
+            recovered(fresh, best),
+            f"The best mitigation, `{best}`, recovers at least half of what pruning to",
+            "costs",
+        ),
+        *_recovers_half(
+            recovered(fresh, best, against=DENSE),
+            f"`{best}` brings models pruned to",
+            "at least half of the way back to the dense model that they fork from,",
+        ),
+        *_beside_distillation(study, fresh, best_mitigation(study, runs, without="distillation")),
+        *_on_top_of_distillation(study, fresh),
+    ]
+
+
+def _recovers_half(
+    shares: dict[tuple[str, float], Estimate], before: str, after: str
+) -> list[Claim]:
+    """For each budget, whether at least half of a loss is recovered on enough hosts.
+
+    Args:
+        shares: Recovered share by host and budget.
+        before: The sentence up to the budget.
+        after: The sentence between the budget and the number of hosts.
+    """
     found = []
     for ratio in sorted({ratio for host, ratio in shares if host != WEIGHTS}):
         here = {host: shares[host, r] for host, r in shares if r == ratio and host != WEIGHTS}
@@ -172,18 +200,13 @@ def claims_on_best(study: StudyConfig, runs: pd.DataFrame) -> list[Claim]:
         found.append(
             Claim(
                 topic="best",
-                sentence=f"The best mitigation, `{best}`, recovers at least half of what pruning "
-                f"to {ratio:g} costs on at least {HOSTS_NEEDED} hosts.",
+                sentence=f"{before} {ratio:g} {after} on at least {HOSTS_NEEDED} hosts.",
                 verdict=verdict,
                 numbers=f"on {len(works)} of {len(here)} hosts; recovered share: "
                 + "; ".join(f"{host} {number(share)}" for host, share in here.items()),
             )
         )
-    return [
-        *found,
-        *_beside_distillation(study, fresh, best_mitigation(study, runs, without="distillation")),
-        *_on_top_of_distillation(study, fresh),
-    ]
+    return found
 
 
 def _beside_distillation(study: StudyConfig, runs: pd.DataFrame, own: str | None) -> list[Claim]:

@@ -120,6 +120,8 @@ class StudyConfig:
     choice_seeds: tuple[int, ...] = ()
     """Seeds on whose validation split the best mitigation is chosen; it is confirmed on all
     others. Empty: chosen on the validation split of all seeds."""
+    best: str = ""
+    """The mitigation to judge, where another study chose it. Empty: chosen in this one."""
     small_effect: float = 0.002
     """Smallest difference in top-1 that would matter; an interval below it refutes a claim."""
     data_options: Mapping[str, Any] = field(default_factory=dict)

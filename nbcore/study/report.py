@@ -340,7 +340,10 @@ def _method(study: StudyConfig) -> Iterator[str]:
     yield "## How to read it"
     yield ""
     choice = (
-        f"chosen by its gain on the validation split over the seeds {_listed(study.choice_seeds)} "
+        "chosen in another study and judged here on all seeds"
+        if study.best
+        else "chosen by its gain on the validation split over the seeds "
+        f"{_listed(study.choice_seeds)} "
         "and judged on the test photos of all other seeds"
         if study.choice_seeds
         else "chosen by its gain on the validation split and judged on the test photos"

@@ -152,9 +152,10 @@ def dense_gain(runs: pd.DataFrame, mitigation: str, reference: str = "none") -> 
     return (columns[0] - columns[1]).dropna()
 
 
-def pruning_loss(runs: pd.DataFrame) -> pd.DataFrame:
-    """What pruning without mitigation costs in every cell: dense_plus - none, by seed."""
-    dense = values_by_seed(runs, DENSE_PLUS, 1.0, "none", "top1")
+def pruning_loss(runs: pd.DataFrame, against: str = DENSE_PLUS) -> pd.DataFrame:
+    """What pruning without mitigation costs in every cell, by seed: `against` - none, where
+    `against` is the dense model trained on, or the one that all arms fork from."""
+    dense = values_by_seed(runs, against, 1.0, "none", "top1")
     found = {}
     for (pruner, ratio), group in pruned_runs(runs).groupby(CELL, sort=False):
         lost = (dense - values_by_seed(group, pruner, ratio, "none", "top1")).dropna()
@@ -209,10 +210,10 @@ def complete_part(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def recovered(
-    runs: pd.DataFrame, mitigation: str, reference: str = "none"
+    runs: pd.DataFrame, mitigation: str, reference: str = "none", against: str = DENSE_PLUS
 ) -> dict[tuple[str, float], Estimate]:
     """Share of the pruning loss that a mitigation brings back, in every cell."""
-    gained, lost = gains(runs, mitigation, reference), pruning_loss(runs)
+    gained, lost = gains(runs, mitigation, reference), pruning_loss(runs, against)
     found = {}
     for cell in gained.columns:
         if cell in lost.columns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -274,3 +275,23 @@ def test_a_time_that_comes_late_is_not_shown_with_another_comparison(
 
     monkeypatch.setattr(service, "latencies", meanwhile)
     assert list(visit.timed(service, state)) == []
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_models_are_timed_after_the_start_up_checks(
+    service: Service,
+    choices: Callable[..., Choices],
+    monkeypatch: pytest.MonkeyPatch,
+    running: bool,
+) -> None:
+    order: list[str] = []
+    state = Visit()
+    list(visit.compare(service, state, photo, choices()))
+    state.latencies = {}
+    checks = SimpleNamespace(running=running, wait=lambda _: order.append("checks"))
+    monkeypatch.setattr(service, "parity", checks)
+    monkeypatch.setattr(service, "latencies", lambda _: order.append("times"))
+    monkeypatch.setattr(service, "status", lambda: None)
+    monkeypatch.setattr(visit.markup, "standing", lambda _: "")
+    assert [set(parts) for parts in visit.timed(service, state)] == [{"costs", "standing"}]
+    assert order == (["checks", "times"] if running else ["times"])

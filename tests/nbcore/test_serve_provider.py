@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import onnxruntime
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from nbcore.serve import CPU, CUDA, Serving, choose_provider, open_served, provider, usable_threads
+from tests.sources import ROOT
 
 
 def test_without_a_gpu_auto_is_the_cpu_and_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,6 +120,45 @@ def test_what_a_gpu_refuses_is_an_error_and_no_session_on_the_cpu(
     with pytest.raises(RuntimeError, match="graph capture"):
         provider.new_session(b"model", provider.session_options(1), wanted)
     assert made == [[(CUDA, {"enable_cuda_graph": "1"}), CPU]]
+
+
+@pytest.mark.parametrize(("on_gpu", "torn_down"), [(False, True), (True, False)])
+def test_a_process_that_used_a_gpu_leaves_without_the_teardown_of_libraries(
+    on_gpu: bool, torn_down: bool
+) -> None:
+    """Which crashes; what was written and the status are kept."""
+    code = (
+        "import atexit, sys\n"
+        "from nbcore.serve import provider\n"
+        "atexit.register(sys.stderr.write, 'torn down')\n"
+        f"provider._ON_GPU.set() if {on_gpu} else None\n"
+        "print('the last line')\n"
+        "provider.leave(3)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (run.returncode, run.stdout) == (3, "the last line\n")
+    assert ("torn down" in run.stderr) is torn_down
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where a report is kept differs")
+@pytest.mark.parametrize("first", ["nbcore", "sys"])
+def test_nothing_is_reported_to_the_maker_of_onnxruntime(first: str, tmp_path: Path) -> None:
+    """What is to be sent is kept in a file first; in CI, and since nbcore is imported, none is."""
+    subprocess.run(
+        [sys.executable, "-c", f"import {first}, onnxruntime"],
+        env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]},
+        cwd=ROOT,
+        check=True,
+    )
+    reports = (tmp_path / ".cache" / "Microsoft").exists()
+    assert not reports if first == "nbcore" else reports == reporting()
+
+
+def reporting() -> bool:
+    """Whether this release of ONNX Runtime knows the switch, and so has what it switches off."""
+    library = Path(onnxruntime.__file__).parent / "capi"
+    (binding,) = library.glob("onnxruntime_pybind11_state*")
+    return b"ORT_DISABLE_TELEMETRY" in binding.read_bytes()
 
 
 def test_threads_are_the_wanted_or_the_usable_ones() -> None:
