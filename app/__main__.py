@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit code: 2 where the settings, the port or the checkpoints are refused; 1 where a bench
-        found wrong answers or errors.
+        found wrong answers, errors or memory that grows.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == [BENCH]:

@@ -149,7 +149,8 @@ def _column(
 def _tick(at: float, label: str) -> str:
     # Words at the ends would run into the next column.
     side = "nb-first" if at < 15 else "nb-last" if at > 85 else ""
-    return f'<span class="{side}" style="left:{at:.1f}%">{label}</span>'
+    side += " nb-unity" if label == "1×" else ""
+    return f'<span class="{side.strip()}" style="left:{at:.1f}%">{label}</span>'
 
 
 def _marks(

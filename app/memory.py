@@ -16,6 +16,7 @@ from app import gallery
 from app.registry import ModelRegistry
 from app.service import AttributionMap, Cells, Service
 from app.settings import Settings
+from app.task import Task
 
 SIZE = 10
 """Answers kept; one of three variants takes about 4 MB."""
@@ -37,6 +38,7 @@ class RememberingService(Service):
         target: str = "base",
         *,
         before_retraining: bool = False,
+        task: Task | None = None,
     ) -> Cells[AttributionMap]:
         """As `Service.attribute`, which holds the arguments and errors."""
         asked = self.default_variants() if variants is None else tuple(variants)
@@ -53,7 +55,9 @@ class RememberingService(Service):
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        found = super().attribute(image, asked, method, target, before_retraining=before_retraining)
+        found = super().attribute(
+            image, asked, method, target, before_retraining=before_retraining, task=task
+        )
         # A failure may pass, so it is not kept.
         if not found.failures and gallery.find(image):
             with self._lock:

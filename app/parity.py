@@ -38,6 +38,11 @@ class ParityCheck:
     def done(self) -> bool:
         return self._done.is_set()
 
+    @property
+    def running(self) -> bool:
+        """Started and not over."""
+        return self._thread is not None and not self.done
+
     def found(self) -> dict[str, float | None]:
         """Largest |ONNX - torch| of a logit by variant, None while pending."""
         return {model.id: self._found.get(model.id) for model in self._registry.models()}

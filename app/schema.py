@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -16,6 +17,9 @@ from app.flips import Chapter, Flips, Item
 from app.service import AttributionMap, BurdenMaps, Cells, Difference, Prediction, VariantInfo
 from nbcore.answers import kind_of
 from nbcore.checkpoint import write_atomically
+
+WRITERS = ThreadPoolExecutor(4, thread_name_prefix="png")
+"""Write pictures side by side: each takes ten milliseconds, and a comparison has nine."""
 
 
 class VariantJson(TypedDict):
@@ -132,7 +136,7 @@ class FlipsJson(TypedDict):
 
 def by_id(cells: Mapping[str, Any], to_json: Callable[[Any], Any]) -> dict[str, Any]:
     failures = cells.failures if isinstance(cells, Cells) else {}
-    return {key: to_json(cell) for key, cell in cells.items()} | {
+    return dict(zip(cells, WRITERS.map(to_json, cells.values()), strict=True)) | {
         key: {"error": reason} for key, reason in failures.items()
     }
 

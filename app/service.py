@@ -113,6 +113,12 @@ class Service:
                     self.registry.refuse(model.id, str(error))
         self.parity.start(photos, self.default_variants())
 
+    def wait_for_checks(self, timeout: float) -> None:
+        """Return once the start-up checks are over, if they run, after at most `timeout` seconds:
+        what is timed meanwhile takes longer."""
+        if self.parity.running:
+            self.parity.wait(timeout)
+
     def variants(self) -> tuple[VariantInfo, ...]:
         return catalog([model.variant for model in self.registry.models()])
 
@@ -192,6 +198,7 @@ class Service:
         top_k: int = 5,
         *,
         before_retraining: bool = False,
+        task: Task | None = None,
     ) -> Cells[Prediction]:
         """What each variant says.
 
@@ -201,10 +208,11 @@ class Service:
             top_k: How many classes are named.
             before_retraining: Instead of each pruned variant, run its dense base cut live to the
                 same units.
+            task: An earlier one on the same photo and variants, whose answers serve again.
         """
         if not isinstance(top_k, int) or top_k < 1:
             raise UserError(f"top_k must be a whole number of at least 1, got {top_k!r}")
-        task = self._task(image, variants)
+        task = task or self._task(image, variants)
         parity = self.parity.found()
 
         def one(model: Model) -> Prediction:
@@ -223,6 +231,7 @@ class Service:
         target: str = "base",
         *,
         before_retraining: bool = False,
+        task: Task | None = None,
     ) -> Cells[AttributionMap]:
         """Which patches speak for a class, how that differs from dense, and how far to trust it.
 
@@ -235,10 +244,11 @@ class Service:
             target: "base" (the dense base's top class, for all), "own" (each variant's own) or a
                 class name.
             before_retraining: As in `predict`.
+            task: Likewise.
         """
         if method not in ATTRIBUTIONS:
             raise UserError(f"unknown method {method!r}; available: {', '.join(ATTRIBUTIONS)}")
-        task = self._task(image, variants)
+        task = task or self._task(image, variants)
         classes = task.models[0].variant.classes
         if target not in ("base", "own", *classes):
             raise UserError(
@@ -321,13 +331,13 @@ class Service:
         target: str = "base",
     ) -> Comparison:
         """Predictions, attributions, burdens and the differences to dense, in one answer."""
+        task = self._task(image, variants)
         try:
-            attributions = self.attribute(image, variants, method, target)
+            attributions = self.attribute(image, variants, method, target, task=task)
         except NoAnswerError as error:
             attributions = Cells(error.failures)
-        predictions = self.predict(image, variants)
+        predictions = self.predict(image, variants, task=task)
         burdens = self.burden(image, variants)
-        task = self._task(image, variants)
         differences = {}
         for model in task.models:
             found, dense = predictions.get(model.id), task.dense(model)

@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image
 
 from app.burden import survivors
+from app.crops import CROPS
 from app.errors import NoAnswerError, UserError
 from app.inference import Answer, Predictor
 from app.registry import Model, ModelRegistry
-from nbcore.preprocessing import preprocess, to_array
 
 T = TypeVar("T")
 COMPARABLE = ("dataset", "classes", "img_size", "preprocessing")
@@ -84,14 +84,14 @@ class Task:
                         f"{first.id} and {other.id} cannot be compared: they differ in {what}; "
                         "choose variants of one dataset and image size"
                     )
-        crop = preprocess(image, first.img_size, first.preprocessing.crop_pct)
+        crop, pixels = CROPS.of(image, first.img_size, first.preprocessing.crop_pct)
         return cls(
             registry=registry,
             predictor=predictor,
             models=models,
             failures=failures,
             crop=crop,
-            pixels=to_array(crop),
+            pixels=pixels,
         )
 
     def run(self, model: Model, *, before_retraining: bool = False) -> Run:

@@ -34,6 +34,8 @@ from app.sites import layer_and_kind
 MIN_COLUMNS, MAX_COLUMNS = 2, 4
 TOP_K = 5
 STEPS = 3
+CHECKS_S = 20.0
+"""How long the start-up checks are waited for before the models are timed."""
 RESULTS = (
     "names",
     "short",
@@ -173,10 +175,12 @@ def timed(service: Service, visit: Visit) -> Iterator[Parts]:
     if visit.predictions is None or set(_ids(visit)) <= set(visit.latencies):
         return
     ticket, dataset = visit.newest.get("all"), visit.infos[0].dataset
+    service.wait_for_checks(CHECKS_S)
     # All that may ever stand side by side, since only what took turns can be compared.
     service.latencies([info.id for info in service.variants() if info.dataset == dataset])
     if visit.newest.get("all") == ticket:
-        yield {"costs": _costs(service, visit, measured=True)}
+        standing = markup.standing(service.status())
+        yield {"costs": _costs(service, visit, measured=True), "standing": standing}
 
 
 def _costs(service: Service, visit: Visit, *, measured: bool = False) -> str:

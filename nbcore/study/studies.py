@@ -120,7 +120,7 @@ def cifar10_four_layer() -> StudyConfig:
     """A four-layer ViT on CIFAR-10, the setting of arXiv:2407.16716: eight hosts, nine mitigations.
 
     Command: python -m nbcore study cifar10-four-layer --data DIR
-    Time: 3 s of one H200 for an arm, 14 s for a dense model, 9 s for a twin, eight at a time; 267
+    Time: 3 s of one H200 for an arm, 14 s for a dense model, 9 s for a twin, eight at a time; 266
         of 545 runs so far.
     Expected: the report in `checkpoints/study/cifar10-four-layer`.
     """

@@ -14,7 +14,8 @@ import pytest
 
 from app.__main__ import main
 from app.answer_diff import TOLERANCE, deviation
-from app.bench import AppBench, bench_app, flatness, line_of, summary, unknown_photos
+from app.bench import AppBench, bench_app, line_of, summary, unknown_photos
+from app.flatness import flatness
 from app.load import Api, Asked, Question, load
 from app.registry import ModelRegistry
 from tests.app.serving import Served, example_path, serve

@@ -32,8 +32,9 @@ def draw_figures(study: StudyConfig, frames: Frames, folder: Path) -> dict[str, 
     drawings: dict[str, tuple[Callable[[], Figure | None], str]] = {
         "accuracy.png": (
             lambda: draw_accuracy(study, runs, best),
-            "Test accuracy against cost for each host; the dense model trained on as long is the "
-            "dashed line, the small twin the open squares. Means and 95 % intervals over seeds.",
+            "Test accuracy against cost for each host; the dense model that arms fork from is the "
+            "dotted line, trained on as long as they the dashed one, the small twin the open "
+            "squares. Means and 95 % intervals over seeds.",
         ),
         "recovered.png": (
             lambda: draw_recovered(study, runs),

@@ -21,7 +21,7 @@ from nbcore.study.figures.style import (
     shared_legend,
     spoken,
 )
-from nbcore.study.grid import DENSE_PLUS, TWIN, WEIGHTS, StudyConfig
+from nbcore.study.grid import DENSE, DENSE_PLUS, TWIN, WEIGHTS, StudyConfig
 from nbcore.study.statistics import (
     Estimate,
     mean_over_seeds,
@@ -40,7 +40,13 @@ def draw_accuracy(study: StudyConfig, runs: pd.DataFrame, best: str | None) -> F
     rows = math.ceil(len(hosts) / columns)
     figure = Figure(figsize=(2.45 * columns + 0.6, 2.35 * rows + 0.95), layout="constrained")
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
-    dense = mean_over_seeds(values_by_seed(runs, DENSE_PLUS, 1.0, "none", "top1"))
+    dense = {
+        label: (mean_over_seeds(values_by_seed(runs, name, 1.0, "none", "top1")), style)
+        for label, name, style in (
+            ("dense, as forked", DENSE, ":"),
+            ("dense, trained on", DENSE_PLUS, "--"),
+        )
+    }
     for axes, host in zip(panels, hosts, strict=False):
         _accuracy_panel(axes, study, runs, host, shown, dense)
     for axes in panels[len(hosts) :]:
@@ -49,7 +55,7 @@ def draw_accuracy(study: StudyConfig, runs: pd.DataFrame, best: str | None) -> F
     panels[0].set_ylim(max(0.0, low), min(100.0, high))
     for row in range(rows):
         panels[row * columns].set_ylabel("test top-1 (%)")
-    order = [*map(spoken, shown), "other mitigations", "dense, trained on", "small twin"]
+    order = [*map(spoken, shown), "other mitigations", *dense, "small twin"]
     shared_legend(figure, list(panels[: len(hosts)]), order, columns=4)
     return figure
 
@@ -60,12 +66,13 @@ def _accuracy_panel(
     runs: pd.DataFrame,
     host: str,
     shown: Mapping[str, dict[str, Any]],
-    dense: Estimate,
+    dense: Mapping[str, tuple[Estimate, str]],
 ) -> None:
     own = runs[runs["pruner"] == host]
     budgets = sorted(set(own["target_macs_ratio"]))
-    if dense.n:
-        axes.axhline(100 * dense.mean, color=GREY, ls="--", lw=1, label="dense, trained on")
+    for label, (estimate, style) in dense.items():
+        if estimate.n:
+            axes.axhline(100 * estimate.mean, color=GREY, ls=style, lw=1, label=label)
     others = [m for m in mitigations_of(study, runs) if m not in shown]
     for name in [*others, *shown]:
         points = {
@@ -91,9 +98,9 @@ def _accuracy_panel(
     if host != WEIGHTS:
         twins = {b: mean_over_seeds(values_by_seed(runs, TWIN, b, "none", "top1")) for b in budgets}
         twins = {b: e for b, e in twins.items() if e.n}
-        style = {"color": GREY, "marker": "s", "mfc": "white", "ls": "none"}
+        squares = {"color": GREY, "marker": "s", "mfc": "white", "ls": "none"}
         if twins:
-            _with_bars(axes, list(twins), list(twins.values()), style, "small twin")
+            _with_bars(axes, list(twins), list(twins.values()), squares, "small twin")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(budgets))
     axes.xaxis.set_minor_locator(NullLocator())

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from nbcore.study.figures.style import (
     GREY,
@@ -70,12 +70,16 @@ def _plain_ticks(axis: Axis, values: Iterable[float], text: str) -> None:
     """A handful of round numbers on a logarithmic axis."""
     values = list(values)
     low, high = min(values), max(values)
-    tenths = [1 + i / 10 for i in range(90)]
-    for steps in ((1, 2, 5), (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8), tenths):
-        ticks = [s * 10.0**e for e in range(-6, 7) for s in steps if low <= s * 10.0**e <= high]
-        if len(ticks) >= 4:
+    # Narrow: a logarithm is nearly straight there, and evenly spaced numbers keep apart.
+    ticks = [t for t in MaxNLocator(5).tick_values(low, high) if low <= t <= high]
+    for steps in ((1, 2, 5), (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8)):
+        round_ones = [
+            s * 10.0**e for e in range(-6, 7) for s in steps if low <= s * 10.0**e <= high
+        ]
+        if len(round_ones) >= 4:
+            ticks = round_ones[:: 1 + len(round_ones) // 8]
             break
-    axis.set_major_locator(FixedLocator(ticks[:: 1 + len(ticks) // 8]))
+    axis.set_major_locator(FixedLocator(ticks))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: text.format(value)))
 
