@@ -8,11 +8,10 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, StrMethodFormatter
 
-from nbcore.study.figures.style import GREY, MARKERS, PALETTE, STYLE, shared_legend
+from nbcore.study.figures.style import GREY, MARKERS, PALETTE, STYLE, save_png, shared_legend
 
 LINES = {"host": "-", "device": (0, (4, 2))}
 
@@ -26,7 +25,7 @@ def draw_serve(report: Mapping[str, Any], path: Path) -> None:
     """
     with rc_context(STYLE):
         figure = _figure(report)
-        FigureCanvasAgg(figure).print_figure(path, dpi=160, metadata={"Software": None})
+        save_png(figure, path, dpi=160)
 
 
 def _figure(report: Mapping[str, Any]) -> Figure:

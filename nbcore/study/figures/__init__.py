@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib import rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from nbcore.study.claims import best_mitigation
@@ -15,7 +14,7 @@ from nbcore.study.figures.accuracy import draw_accuracy
 from nbcore.study.figures.burden import draw_burden
 from nbcore.study.figures.forest import draw_recovered, draw_relief
 from nbcore.study.figures.load import draw_load
-from nbcore.study.figures.style import STYLE
+from nbcore.study.figures.style import STYLE, save_png
 from nbcore.study.grid import StudyConfig
 
 Frames = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
@@ -69,9 +68,6 @@ def draw_figures(study: StudyConfig, frames: Frames, folder: Path) -> dict[str, 
             if figure is None:
                 (folder / name).unlink(missing_ok=True)
                 continue
-            # Without the library's version, which would make the bytes depend on it.
-            FigureCanvasAgg(figure).print_figure(
-                folder / name, dpi=200, metadata={"Software": None}
-            )
+            save_png(figure, folder / name, dpi=200)
             captions[name] = caption
     return captions

@@ -6,12 +6,16 @@ a marker of its own.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from nbcore.study.claims import mitigations_of
 from nbcore.study.grid import WEIGHTS, StudyConfig
@@ -107,3 +111,18 @@ def shared_legend(
         handletextpad=0.5,
         columnspacing=1.4,
     )
+
+
+def save_png(figure: Figure, path: Path, dpi: int) -> None:
+    """Write a figure in 256 colours, which a drawing does not miss and which make a third of the
+    bytes; without the library's version, on which the bytes would depend.
+
+    Args:
+        figure: What to write.
+        path: File to write.
+        dpi: Pixels per inch.
+    """
+    drawn = io.BytesIO()
+    FigureCanvasAgg(figure).print_figure(drawn, dpi=dpi, format="png")
+    picture = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    picture.save(path, format="PNG", optimize=True)
