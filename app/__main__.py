@@ -19,7 +19,7 @@ import uvicorn
 
 from app import text
 from app.errors import UserError
-from app.heap import share_heap
+from app.heap import keep_trimmed, share_heap
 from app.settings import Settings, option, variable
 
 if TYPE_CHECKING:
@@ -170,6 +170,7 @@ def _serve(settings: Settings, bound: socket.socket) -> int:
         SWEEP_S,
         spared=lambda: files_named_in(app.state.page.config, uploads),
     )
+    keep_trimmed()
     photos = gallery.read_examples()[:CHECKED_PHOTOS]
     service.start_checks([service.load_image(photo.path) for photo in photos])
     bound.listen()

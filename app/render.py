@@ -211,7 +211,7 @@ def _blend(pale: np.ndarray, values: np.ndarray, scale: Scale) -> Image.Image:
     over = opacity.astype(np.float32)[..., None]
     # By patches as far as it goes: there are a thousand times as many pixels.
     through, paint = (1 - over), colours.astype(np.float32) * over
-    mixed = pale * through[rows][:, columns] + paint[rows][:, columns]
+    mixed = pale * through[:, columns][rows] + paint[:, columns][rows]
     return Image.fromarray(np.rint(mixed, out=mixed).astype(np.uint8))
 
 
