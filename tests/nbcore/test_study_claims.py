@@ -156,6 +156,39 @@ def test_distillation_alone_is_a_control_and_not_the_best(tmp_path: Path) -> Non
     assert best_mitigation(study, runs, without="distillation") == "handoff"
 
 
+def test_a_cell_that_one_candidate_has_alone_does_not_decide(tmp_path: Path) -> None:
+    study = grid()
+    world = World(cost=COST, relief={"handoff+distillation": 0.5, "handoff": 0.2}, noise=0.0005)
+    write_tables(study, world, tmp_path)
+    runs, _, _ = read_frames(tmp_path)
+    # A host of whose runs only two are done yet.
+    begun = (runs["pruner"] != "random") | runs["mitigation"].isin(["none", "handoff"])
+    assert best_mitigation(study, runs[begun]) == "handoff+distillation"
+
+
+def test_the_best_may_be_that_of_another_study(tmp_path: Path) -> None:
+    study = grid(best="published")
+    world = World(cost=COST, relief={"handoff+distillation": 0.9, "published": 0.8}, noise=0.0005)
+    found = verdicts(study, world, tmp_path)
+    assert of(found, "The best mitigation, `published`, recovers", "to 0.1 costs") == SUPPORTED
+    runs, _, _ = read_frames(tmp_path)
+    assert best_mitigation(replace(study, best="homeostasis"), runs) is None
+    # What stands beside distillation is still chosen here.
+    assert best_mitigation(study, runs, without="distillation") == "published"
+
+
+def test_the_way_back_to_the_dense_model_is_told_apart_from_what_pruning_costs(
+    tmp_path: Path,
+) -> None:
+    # Dense models trained on are 0.01 better than those that arms fork from, and hosts lose 0.02.
+    world = World(
+        cost=dict.fromkeys(COST, 0.02), relief=dict.fromkeys(MITIGATIONS[1:], 0.4), noise=0.0002
+    )
+    found = verdicts(grid(), world, tmp_path)
+    assert of(found, "recovers", "to 0.1 costs") == REFUTED
+    assert of(found, "pruned to 0.1 at least half of the way back") == SUPPORTED
+
+
 def test_rows_are_read_in_the_order_of_the_grid(tmp_path: Path) -> None:
     study = grid()
     write_tables(study, World(cost=COST), tmp_path)

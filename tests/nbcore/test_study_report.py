@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from nbcore.study.grid import DENSE_PLUS, TWIN, WEIGHTS, Block, StudyConfig, Wave
 from nbcore.study.report import write_report
@@ -83,6 +84,10 @@ def test_the_report_shows_every_figure_and_says_where_things_come_from(finished:
     text = (finished / "README.md").read_text()
     figures = {p.name for p in (finished / "figures").iterdir()}
     assert {name for name in figures if f"](figures/{name})" in text} == figures
+    for name in figures:
+        with Image.open(finished / "figures" / name) as picture:
+            assert picture.mode == "P"
+            assert len(picture.getcolors() or ()) > 16
     for words in (study().command, "made up", "000000000000", "A note on tuning.", "undecided"):
         assert words in text
     # What acts on removal only has the dense control of what is left of it.

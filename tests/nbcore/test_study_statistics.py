@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from nbcore.study import statistics
+from nbcore.study.grid import DENSE, DENSE_PLUS
 from nbcore.study.statistics import (
     by_cell,
     by_host,
@@ -130,6 +131,17 @@ def test_recovered_share_is_a_ratio_of_means(runs: pd.DataFrame) -> None:
     # Two seeds: 0.08 of losses 0.20 and 0.21.
     assert shares["random", 0.5].mean == pytest.approx(0.08 / 0.41)
     assert shares["random", 0.5].n == 2
+
+
+def test_loss_and_share_against_the_dense_model_that_all_fork_from(runs: pd.DataFrame) -> None:
+    # Dense models are 0.02 below those trained on: losses 0.08, 0.06, 0.07.
+    forks = runs[(runs["pruner"] == DENSE_PLUS) & (runs["mitigation"] == "none")].copy()
+    forks["pruner"] = DENSE
+    forks["top1"] -= 0.02
+    both = pd.concat([runs[runs["pruner"] != DENSE], forks])
+    assert pruning_loss(both, DENSE)["taylor", 0.5].tolist() == pytest.approx([0.08, 0.06, 0.07])
+    share = recovered(both, "handoff", against=DENSE)["taylor", 0.5]
+    assert share.mean == pytest.approx(0.12 / 0.21)
 
 
 def test_fiellers_bounds_are_where_a_t_test_begins_to_refute() -> None:
