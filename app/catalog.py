@@ -121,23 +121,23 @@ def _words(mitigation: str | None) -> str:
 
 
 def _titles(variants: Sequence[Variant]) -> dict[str, str]:
-    """Labels that say only what tells variants of a dataset apart."""
-    attempts = [
-        lambda v: (
-            "dense"
-            if v.base is None
-            else f"{v.macs_ratio:.0%} MACs, {_words(v.mitigation)}".replace("%", " %")
-        ),
-        lambda v: (
-            "dense"
-            if v.base is None
-            else f"{v.pruner} {v.macs_ratio:.0%} MACs, {_words(v.mitigation)}".replace("%", " %")
-        ),
-        lambda v: v.id,
-    ]
+    """Labels of one form for all variants of a dataset: with the host where one without it would
+    stand for two variants. What even that does not tell apart bears its id."""
     titles: dict[str, str] = {}
-    for attempt in attempts:
-        left = [v for v in variants if v.id not in titles]
-        seen = Counter((v.dataset, attempt(v)) for v in left)
-        titles |= {v.id: attempt(v) for v in left if seen[v.dataset, attempt(v)] == 1}
+    for dataset in dict.fromkeys(v.dataset for v in variants):
+        own = [v for v in variants if v.dataset == dataset]
+        labels = [_label(v, host=False) for v in own]
+        if len(set(labels)) < len(labels):
+            labels = [_label(v, host=True) for v in own]
+        times = Counter(labels)
+        titles |= {
+            v.id: label if times[label] == 1 else v.id for v, label in zip(own, labels, strict=True)
+        }
     return titles
+
+
+def _label(variant: Variant, *, host: bool) -> str:
+    if variant.base is None:
+        return "dense"
+    words = f"{variant.macs_ratio:.0%} MACs, {_words(variant.mitigation)}".replace("%", " %")
+    return f"{variant.pruner} {words}" if host else words

@@ -103,14 +103,18 @@ def test_titles_and_defaults_of_larger_sets(tiny_checkpoints: Path, ids: dict[st
     assert default_ids([]) == ()
     titles = {info.id: info.title for info in catalog(variants)}
     assert titles == {
-        "a": "25 % MACs, no mitigation",
+        "a": "taylor 25 % MACs, no mitigation",
         dense.id: "dense",
         "b": "taylor 50 % MACs, no mitigation",
-        "c": "50 % MACs, handoff",
-        "d": "49 % MACs, handoff",
+        "c": "magnitude 50 % MACs, handoff",
+        "d": "taylor 49 % MACs, handoff",
         "e": "e",
         "f": "f",
     }
+    # One host: its name would tell nothing.
+    alone = {info.id: info.title for info in catalog([dense, variants[0], variants[4]])}
+    assert alone["a"] == "25 % MACs, no mitigation"
+    assert alone["d"] == "49 % MACs, handoff"
 
 
 def test_all_see_the_same_crop(service: Service, photo: Image.Image) -> None:
