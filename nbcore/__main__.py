@@ -557,6 +557,7 @@ def _run(options: argparse.Namespace) -> int:
             "onnxruntime is not installed here: finish with `python -m nbcore export ID` where it "
             "is"
         )
+    processes.part()
     return 0
 
 

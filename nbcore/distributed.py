@@ -124,6 +124,16 @@ class Processes:
 
         return gather_object([value])
 
+    def part(self) -> None:
+        """End the group once all are here. A process that ends while threads of the group live
+        may be aborted after all its work is done."""
+        if self.count > 1:
+            from accelerate import PartialState
+
+            state = PartialState()
+            state.wait_for_everyone()
+            state.destroy_process_group()
+
 
 ALONE = Processes()
 
