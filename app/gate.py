@@ -6,7 +6,6 @@ import contextlib
 import re
 import time
 from collections.abc import Callable
-from urllib.parse import parse_qs
 
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
@@ -51,7 +50,7 @@ class Gate:
             settings: The limits.
             journal: Told of what was turned away.
             queued: How many calls wait.
-            fetched: Told whose stream of answers has ended, by the id of the call or of the page.
+            fetched: Told which call of the API has had its answer, by its id.
         """
         self.settings = settings
         self.journal = journal
@@ -79,9 +78,9 @@ class Gate:
                 await app(scope, receive, send)
             finally:
                 self.streams -= 1
-                pages = parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [])
-                for session in pages if stream[1] is None else [stream[1]]:
-                    self.fetched(session)
+                # A call has one stream; a page may open its next one while the last one ends.
+                if stream[1] is not None:
+                    self.fetched(stream[1])
         else:
             await app(scope, receive, send)
 

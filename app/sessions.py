@@ -58,7 +58,7 @@ class Sessions(StateHolder):
 
 
 def forget_stream(page: gr.Blocks, session_id: str) -> None:
-    """Drop what Gradio keeps for ever of a caller that fetched all its answers."""
+    """Drop what Gradio keeps for ever of a call of the API whose answer was fetched."""
     queue = page._queue
     if not queue.pending_event_ids_session.get(session_id):
         queue.pending_event_ids_session.pop(session_id, None)

@@ -128,7 +128,8 @@ def test_visitors_that_wait_for_results_are_counted(path: str, streams: int) -> 
 @pytest.mark.parametrize(
     ("path", "told"),
     [
-        ("/gradio_api/queue/data?session_hash=abc", ["abc"]),
+        # The next stream of a page may be open already.
+        ("/gradio_api/queue/data?session_hash=abc", []),
         ("/gradio_api/call/predict/1f", ["1f"]),
         ("/gradio_api/call/v2/predict/1f", ["1f"]),
         ("/gradio_api/queue/data", []),
