@@ -70,7 +70,7 @@ class Line:
         """Outputs for images [B, 3, S, S], in a run that may hold other requests' images too.
 
         Args:
-            images: RGB in [0, 1], float32.
+            images: RGB, float32 in [0, 1] or uint8.
             unit_gate: Factors on contributions [U].
             unit_keep: Units summed in token loads [U].
 

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import threading
 import weakref
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from nbcore.preprocessing import preprocess, to_array
+from nbcore.preprocessing import as_values, preprocess, to_bytes
 
-Cut = tuple[Image.Image, np.ndarray]
-"""RGB [S, S], and float32 [3, S, S] in [0, 1]."""
+
+class Cut(NamedTuple):
+    """What models see."""
+
+    image: Image.Image
+    """RGB [S, S]."""
+    values: np.ndarray
+    """float32 [3, S, S] in [0, 1]."""
+    raw: np.ndarray
+    """The same as uint8."""
 
 
 class Crops:
@@ -39,7 +48,8 @@ class Crops:
         if held is not None and held[0]() is image:
             return held[1]
         crop = preprocess(image, img_size, crop_pct)
-        cut = crop, to_array(crop)
+        raw = to_bytes(crop)
+        cut = Cut(crop, as_values(raw), raw)
         if crop is not image:
             # Called while the photo is taken down, so its number cannot be another's yet.
             alive = weakref.ref(image, lambda _: self._forget(key))

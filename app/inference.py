@@ -178,7 +178,7 @@ class Predictor:
 
         Args:
             model: Which variant.
-            image: RGB in [0, 1], float32 [3, S, S].
+            image: RGB [3, S, S], float32 in [0, 1] or uint8.
             unit_gate: Factors on contributions [U]; None means ones.
 
         Raises:

@@ -54,6 +54,8 @@ class Task:
     crop: Image.Image
     pixels: np.ndarray
     """float32 [3, S, S] in [0, 1]."""
+    raw: np.ndarray
+    """The same as uint8, a quarter to copy to a GPU."""
     _known: dict[str, Future[Answer]] = field(default_factory=dict, repr=False)
     """What was asked before: every variant is held against the same dense answer."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -84,7 +86,7 @@ class Task:
                         f"{first.id} and {other.id} cannot be compared: they differ in {what}; "
                         "choose variants of one dataset and image size"
                     )
-        crop, pixels = CROPS.of(image, first.img_size, first.preprocessing.crop_pct)
+        crop, pixels, raw = CROPS.of(image, first.img_size, first.preprocessing.crop_pct)
         return cls(
             registry=registry,
             predictor=predictor,
@@ -92,6 +94,7 @@ class Task:
             failures=failures,
             crop=crop,
             pixels=pixels,
+            raw=raw,
         )
 
     def run(self, model: Model, *, before_retraining: bool = False) -> Run:
@@ -155,7 +158,7 @@ class Task:
             future = self._known.setdefault(model.id, Future())
         if first:
             try:
-                future.set_result(self.predictor.answer(model, self.pixels))
+                future.set_result(self.predictor.answer(model, self.raw))
             except Exception as error:
                 future.set_exception(error)
         return future.result()

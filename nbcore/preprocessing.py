@@ -81,8 +81,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def to_array(image: Image.Image) -> np.ndarray:
     """A picture's values as float32 in [0, 1], RGB, [3, H, W]: each 8-bit value divided by 255."""
-    pixels = np.asarray(image.convert("RGB"), dtype=np.float32) / np.float32(255)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return as_values(to_bytes(image))
+
+
+def to_bytes(image: Image.Image) -> np.ndarray:
+    """A picture's values as they are, uint8, RGB, [3, H, W]."""
+    return np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
+
+
+def as_values(images: np.ndarray) -> np.ndarray:
+    """Images in float32 in [0, 1], of any shape: as they are, or uint8 values divided by 255."""
+    if images.dtype != np.uint8:
+        return images
+    return np.divide(images, np.float32(255), dtype=np.float32)
 
 
 def as_input(images: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from nbcore.checkpoint import Variant
 from nbcore.complete import load_for
 from nbcore.data import Split
 from nbcore.evaluate import evaluate, predict_logits
-from nbcore.preprocessing import as_input
 from nbcore.provenance import device_name, library_versions, source_commit
 from nbcore.serve import CPU, LOGITS, PRECISIONS, Serving, choose_provider, open_served
 
@@ -98,7 +97,7 @@ def served_logits(path: Path, serving: Serving, split: Split, *, title: str | No
     session = open_served(path, serving, outputs=LOGITS)
     session.warm((BATCH,))
     return predict_logits(
-        lambda images: torch.from_numpy(session.run(as_input(images).numpy())["logits"]),
+        lambda images: torch.from_numpy(session.run(images.numpy())["logits"]),
         split.images,
         batch_size=BATCH,
         title=title,

@@ -95,10 +95,9 @@ class ServeProcess:
 
 
 def photos(count: int, side: int) -> np.ndarray:
-    """Made-up photos, RGB in [0, 1], float32 [count, 3, side, side]; the first are always the same,
-    and from `DIFFERENT` on they come again."""
-    split = made_up_photos(DIFFERENT, side)
-    made = split.images.numpy().astype(np.float32) / np.float32(255)
+    """Made-up photos, RGB, uint8 [count, 3, side, side]; the first are always the same, and from
+    `DIFFERENT` on they come again."""
+    made = made_up_photos(DIFFERENT, side).images.numpy()
     return np.tile(made, (-(-count // DIFFERENT), 1, 1, 1))[:count]
 
 

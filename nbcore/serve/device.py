@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from nbcore.preprocessing import as_values
 from nbcore.serve.buffer import Buffer
 from nbcore.serve.graph import GATES
 from nbcore.serve.options import CONVOLUTIONS, CUDA_FORMS, Serving
@@ -87,7 +88,10 @@ class DeviceSession:
         self.outputs = tuple(value.name for value in self.session.get_outputs())
         self._units = {name: inputs[name].shape[1] for name in GATES if name in inputs}
         rows = serving.batch_sizes[-1]
-        self._in = {name: Buffer(value, rows, place) for name, value in inputs.items()}
+        self._in = {
+            name: Buffer(value, rows, place, pixels=name not in GATES)
+            for name, value in inputs.items()
+        }
         self._out = {v.name: Buffer(v, rows, place) for v in self.session.get_outputs()}
         with self._turn():
             for name in self._units:
@@ -158,6 +162,8 @@ class DeviceSession:
 
         gates = fed_gates(self._units, unit_gate, unit_keep)
         pieces = [images] if isinstance(images, np.ndarray) else list(images)
+        if len({piece.dtype for piece in pieces}) > 1:
+            pieces = [as_values(piece) for piece in pieces]
         count, largest = sum(map(len, pieces)), self.serving.batch_sizes[-1]
         if count <= largest:
             return self._run({"image": pieces, **{n: [g] for n, g in gates.items()}}, count)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from nbcore.preprocessing import as_values
 from nbcore.serve.attention import fuse_attention
 from nbcore.serve.graph import GATES, read_graph
 from nbcore.serve.norms import fuse_norms
@@ -35,7 +36,7 @@ ALL: tuple[str, ...] | None = None
 """Every output of the file."""
 Arrays = dict[str, np.ndarray]
 Images = np.ndarray | Sequence[np.ndarray]
-"""float32 [B, 3, S, S], or several such that run together."""
+"""RGB [B, 3, S, S], float32 in [0, 1] or uint8 values of 0 to 255, or several that run together."""
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,8 @@ class ServedSession(Protocol):
         """Outputs by name.
 
         Args:
-            images: RGB in [0, 1], float32 [B, 3, S, S] in host memory, or several such.
+            images: RGB [B, 3, S, S] in host memory, float32 in [0, 1] or uint8 values of 0 to 255,
+                or several such. Bytes are a quarter to copy to a GPU, and the same floats there.
             unit_gate: Factors on contributions [B, U] or [1, U]; None means ones.
             unit_keep: Units summed in token loads [B, U] or [1, U]; None means all.
         """
@@ -215,8 +217,9 @@ class HostSession:
     ) -> Arrays:
         """As `ServedSession.run`."""
         if not isinstance(images, np.ndarray):
-            images = images[0] if len(images) == 1 else np.concatenate(images)
-        feed = {"image": images, **fed_gates(self._units, unit_gate, unit_keep)}
+            pieces = [as_values(piece) for piece in images]
+            images = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        feed = {"image": as_values(images), **fed_gates(self._units, unit_gate, unit_keep)}
         return dict(zip(self.outputs, self.session.run(None, feed), strict=True))
 
     def run_resident(self, batch: int) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from app import path_integral
 from app.attribution import ATTRIBUTIONS, Found, attribute
 from app.gradients import to_patches
 from app.inference import Predictor
@@ -174,6 +175,31 @@ def test_path_integral_by_hand(logit: Callable[[Tensor], Tensor], wanted: float)
     assert found.miss == pytest.approx(0.0, abs=1e-3)
 
 
+@pytest.mark.parametrize(("bend", "wanted"), [(4, [65]), (4000, [65, 36])])
+def test_a_gpu_takes_most_steps_in_one_pass(
+    monkeypatch: pytest.MonkeyPatch, bend: float, wanted: list[int]
+) -> None:
+    monkeypatch.setattr(path_integral, "CPU_BATCH", path_integral.GPU_BATCH)
+    passes: list[int] = []
+
+    def logit(x: Tensor) -> Tensor:
+        passes.append(len(x))
+        return (120 * torch.sigmoid(bend * (x.mean((1, 2, 3)) - 0.6123))).float()
+
+    found = integrate(logit, REFERENCE, IMAGE)
+    assert passes == wanted
+    assert found.steps == sum(passes)
+
+
+def test_no_step_is_taken_where_there_is_no_way() -> None:
+    def logit(x: Tensor) -> Tensor:
+        raise AssertionError
+
+    found = integrate(logit, IMAGE + 1e-4, IMAGE)
+    assert (found.steps, found.miss, found.change) == (0, 0.0, 0.0)
+    assert torch.equal(found.values, torch.zeros_like(IMAGE).double())
+
+
 def test_steps_go_where_the_logit_bends() -> None:
     # A step of 120 near 0.3 of the way: 17 equal gradients see little of it.
     def logit(x: Tensor) -> Tensor:
@@ -232,6 +258,7 @@ def test_a_photo_of_one_colour_has_nothing_to_explain(models: dict[str, Model]) 
     found = ask(model, np.full((3, side, side), 0.5, np.float32), "integrated_gradients", 0)
     assert np.abs(found.patches).max() == 0.0
     assert found.completeness_error == 0.0
+    assert found.steps == 0
 
 
 def traces(model: Model) -> list[object]:

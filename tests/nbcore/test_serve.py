@@ -21,7 +21,7 @@ from nbcore.burden import MeteredViT, calibrate
 from nbcore.compact import compact
 from nbcore.config import Merge
 from nbcore.export import round_to_half, write_onnx
-from nbcore.preprocessing import as_input
+from nbcore.preprocessing import as_input, as_values
 from nbcore.serve import (
     ALL,
     CPU,
@@ -189,6 +189,23 @@ def test_padded_runs_answer_as_lone_ones(file: File, count: int, full: bool) -> 
         gates = file.gates(count)
         alike(session.run(IMAGES[:count], **gates), file.run(image=IMAGES[:count], **gates))
         alike(session.run(IMAGES[:count]), wanted)
+
+
+@pytest.mark.parametrize("on_host", [False, True])
+def test_bytes_are_answered_as_the_same_photos_in_floats(pruned: File, on_host: bool) -> None:
+    serving = Serving(device="cpu", batch_sizes=(1, 4), threads=1)
+    session: Any = open_served(pruned.path, serving, outputs=ALL, gates=True)
+    if not on_host:
+        session = DeviceSession(served_graph(pruned.path, serving, CPU), serving, CPU, place="cpu")
+    pixels = PHOTOS.numpy()
+    for count in (1, 3, 4, 7):
+        wanted = session.run(IMAGES[:count])
+        mixed = [pixels[:1], IMAGES[1:count]] if count > 1 else [pixels[:1]]
+        for given in (pixels[:count], [pixels[:1], pixels[1:count]], mixed):
+            found = session.run(given)
+            assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+    assert np.array_equal(as_values(pixels), IMAGES)
+    assert as_values(IMAGES) is IMAGES
 
 
 def test_sizes_are_padded_to_the_next() -> None:
