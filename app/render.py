@@ -7,6 +7,7 @@ apart by colour-blind people too.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -155,17 +156,27 @@ def sheet(crop: Image.Image, maps: np.ndarray, names: Sequence[str], scale: Scal
         names: Sites (blocks.0.attn, ...) or blocks (blocks.0, ...).
         scale: Shared by the comparison.
     """
+    page, places = _empty_sheet(tuple(names))
+    page, pale = page.copy(), _pale(crop, TILE_SIDE)
+    for values, place in zip(maps, places, strict=True):
+        page.paste(_blend(pale, values, scale), place)
+    return page
+
+
+@functools.lru_cache(maxsize=16)
+def _empty_sheet(names: tuple[str, ...]) -> tuple[Image.Image, list[tuple[int, int]]]:
+    """A sheet's labels, whose letters take as long to draw as its maps, and where its maps go."""
     font, gap, label = ImageFont.load_default(16), 10, 22
     columns = min(SHEET_COLUMNS, len(names))
     height = -(-len(names) // columns) * (TILE_SIDE + label + gap)
     page = Image.new("RGB", (columns * (TILE_SIDE + gap) - gap, height), "white")
-    draw, pale = ImageDraw.Draw(page), _pale(crop, TILE_SIDE)
+    draw, places = ImageDraw.Draw(page), []
     for index, name in enumerate(names):
         left = (index % columns) * (TILE_SIDE + gap)
         top = (index // columns) * (TILE_SIDE + label + gap)
         draw.text((left, top), site_words(name), fill=INK, font=font)
-        page.paste(_blend(pale, maps[index], scale), (left, top + label))
-    return page
+        places.append((left, top + label))
+    return page, places
 
 
 def legend(scale: Scale, note: str = "") -> Image.Image:
