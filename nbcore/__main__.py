@@ -131,11 +131,18 @@ def _flips_command(
         metavar="DIR",
         help="unfinished work; default: %(default)s",
     )
+    command.add_argument(
+        "--damage",
+        action="store_true",
+        help="ask nobody: print whether burden tells which photos pruning loses",
+    )
 
 
 def _flips(options: argparse.Namespace) -> int:
     from nbcore.flips import datasets_of, renew_flips
 
+    if options.damage:
+        return _damage(options)
     if options.photos < 0:
         raise ValueError(f"--photos must be at least 0, got {options.photos}")
     for dataset in options.dataset or datasets_of(options.checkpoints):
@@ -155,6 +162,20 @@ def _flips(options: argparse.Namespace) -> int:
         )
         if done.note:
             print(f"{dataset}: {done.note}")
+    return 0
+
+
+def _damage(options: argparse.Namespace) -> int:
+    from nbcore.answers import answers_path, read_answers
+    from nbcore.checkpoint import read_manifest
+    from nbcore.flips import datasets_of
+    from nbcore.flips.damage import burden_damage, damage_table
+
+    manifest, found = read_manifest(options.checkpoints), []
+    for dataset in options.dataset or datasets_of(options.checkpoints):
+        answers = read_answers(answers_path(options.checkpoints, dataset))
+        found += burden_damage(answers, manifest)
+    print("\n".join(damage_table(found)))
     return 0
 
 
