@@ -1,4 +1,4 @@
-"""Arms of a study as rows: a dot for every run, the mean and its interval."""
+"""Arms of a study as rows: a dot for every seed, the mean and its interval."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from app.plot import HUES, Mark, linear, plot, rows
 from app.studies import Study
 from app.styles import hues_of, mitigation_words
 
+WEIGHTS = "weights"
+"""The host that prunes single weights."""
 MOST_ROWS = 60
 SHARES = ("top1", "val_top1")
 GUIDES = {
@@ -55,7 +57,14 @@ def arm_plot(study: Study, choice: Choice) -> str:
         kind="nb-arms",
         style=f"--rows:{len(shown)}",
     )
-    notes = "".join(f'<p class="nb-note">{escape(words)}</p>' for words in (meaning, note) if words)
+    weights = any(arm.host == WEIGHTS for arm in shown)
+    told_below = (
+        meaning,
+        text.MEASURE_NOTES.get(choice.measure, ""),
+        text.WEIGHTS_NOTES.get(choice.measure, "") if weights else "",
+        note,
+    )
+    notes = "".join(f'<p class="nb-note">{escape(words)}</p>' for words in told_below if words)
     return drawn + notes
 
 
@@ -99,10 +108,11 @@ def _marks(
         interval = text.ARM_INTERVAL.format(
             low=value_words(arm.low, measure), high=value_words(arm.high, measure)
         )
-    count = len(arm.values)
-    runs = text.ONE_RUN if count == 1 else text.ARM_RUNS.format(count=count)
+    seeds = text.ONE_SEED if arm.seeds == 1 else text.ARM_SEEDS.format(count=arm.seeds)
+    if arm.seeds < len(arm.values):
+        seeds = text.ONE_MODEL.format(count=len(arm.values))
     words = text.ARM_MARK.format(
-        arm=name, value=value_words(arm.mean, measure), interval=interval, runs=runs
+        arm=name, value=value_words(arm.mean, measure), interval=interval, seeds=seeds
     )
     dots = [
         Mark(
@@ -110,7 +120,7 @@ def _marks(
             y=y,
             style=f"nb-circle {hue}",
             quiet=True,
-            words=text.RUN_MARK.format(arm=name, seed=seed, value=value_words(value, measure)),
+            words=text.SEED_MARK.format(arm=name, seed=seed, value=value_words(value, measure)),
         )
         for seed, value in arm.values.items()
     ]
@@ -126,7 +136,7 @@ def value_words(value: float, measure: str) -> str:
     if measure in SHARES:
         return percent(value, 2)
     if measure == "recovered":
-        return percent(value, 0)
+        return percent(value, 0).replace("-", "\u2212")
     if measure == "excess":
         return f"{value:.2f}×"
     return f"{value:+.2f}".replace("-", "\u2212")

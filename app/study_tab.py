@@ -13,7 +13,7 @@ from app import text_study as text
 from app.amounts import percent
 from app.api import in_plain_words
 from app.arm_plot import arm_plot, host_words
-from app.arms import ORDER, TESTED, Choice, measures_of
+from app.arms import ORDER, TEST_COLUMNS, Choice, measures_of
 from app.controls import html
 from app.errors import UserError
 from app.service import Service
@@ -176,7 +176,7 @@ def menus_of(study: Study) -> list[tuple[list[tuple[str, str]], str]]:
 
 def runs_table(study: Study) -> dict[str, Sequence[Any]]:
     """`runs.csv` under the headings of the page; no test figure where the report shows none."""
-    hidden = () if study.summary else TESTED
+    hidden = () if study.summary else TEST_COLUMNS
     columns = [name for name in text.RUN_COLUMNS if name not in hidden]
     return {
         "headers": [text.RUN_COLUMNS[name] for name in columns],

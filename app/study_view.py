@@ -14,6 +14,7 @@ from app.amounts import percent
 from app.markup import term
 from app.studies import Figure, Study, Topic
 
+MEASURED = ("val_loss", "val_top1")
 CODE = re.compile(r"`([^`]*)`")
 EMPHASIS = re.compile(r"\*([^*]+)\*")
 PICTURES = re.compile(r"!\[[^\]]*\]\([^)]*\)\n*")
@@ -96,9 +97,10 @@ def _trial(row: Mapping[str, Any], key: str) -> str:
     value = row[key]
     if key == "chosen":
         return text.CHOSEN if value else ""
-    if key == "val_top1":
-        return percent(value, 2)
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    if key not in MEASURED:
+        return str(value)
+    words = percent(value, 2) if key == "val_top1" else f"{value:.4f}"
+    return words if row.get("complete", True) else text.NOT_COMPARED.format(value=words)
 
 
 def facts(study: Study) -> str:

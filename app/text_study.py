@@ -4,8 +4,9 @@ from __future__ import annotations
 
 STUDY = "Study"
 STUDY_SHOWS = (
-    "A model that is better once may be better by luck. A study trains every combination several "
-    "times from the same starting points and judges each claim by its interval."
+    "A model that is better once may be better by luck. A study trains combinations of host, "
+    "budget and mitigation several times from the same starting points, and leaves a claim "
+    "undecided where there were too few of them."
 )
 CHOOSE = "Study"
 NO_STUDIES = "No study lies in this checkpoint folder."
@@ -24,7 +25,8 @@ NO_VERDICTS = (
 )
 SIGNS = {"supported": "✓", "not supported": "✗", "undecided": "?"}
 MEANINGS = {
-    "supported": "The interval excludes zero in the claimed direction.",
+    "supported": "The interval excludes zero in the claimed direction, after Holm's correction "
+    "where a claim is tested several times.",
     "not supported": "The interval excludes every useful effect in that direction.",
     "undecided": "Neither, or too few seeds.",
 }
@@ -45,7 +47,8 @@ TERMS = {
     "are the stronger each finding must be; p is the chance of such a finding if there were no "
     "effect.",
     "B / B₀": "Burden of the survivors after training, divided by that right after the cut: what "
-    "lies above 1 came with training.",
+    "lies above 1 came with training. Training changes dense models too, so it is divided by the "
+    "burden of the same units in dense+.",
     "dense+": "The dense model trained on for as long as the pruned ones, unpruned.",
     "twin": "A small dense model of equal cost, trained from scratch for as long.",
     "recovered share": "How much of what pruning costs comes back: 0 nothing, 1 all of it.",
@@ -56,7 +59,8 @@ TERMS = {
 }
 TRIALS = "Settings that were tried"
 TRIALS_SHOWS = (
-    "Each got the same number of trials; chosen is the smallest loss on the validation photos."
+    "Compared are settings that all hosts and budgets of a mitigation have; chosen is the smallest "
+    "loss on the validation photos. In brackets: what one of them lacks."
 )
 TRIAL_COLUMNS = {
     "mitigation": "Mitigation",
@@ -67,17 +71,17 @@ TRIAL_COLUMNS = {
     "chosen": "Chosen",
 }
 CHOSEN = "chosen"
+NOT_COMPARED = "({value})"
 
 # Every run
 ARMS = "Every run"
 ARMS_SHOWS = (
-    "A small dot for each run, one a seed; the large mark is the mean, the line its 95 % interval. "
-    "Choose what is measured, and which host, budget and mitigation."
+    "A small dot for each seed, where a seed alone has a value; the large mark is the mean, the "
+    "line its 95 % interval, where there are seeds enough for one. Choose what is measured, and "
+    "which host, budget and mitigation."
 )
 MEASURE, HOST, BUDGET, MITIGATION = "Measure", "Host", "Budget", "Mitigation"
 ALL = "all"
-BUDGET_WORDS = "{ratio} of the MACs"
-WEIGHTS_BUDGET = "{ratio} of the weights"
 # name: (label, axis)
 MEASURES = {
     "top1": ("accuracy on test photos", "Right on test photos"),
@@ -95,9 +99,32 @@ MEASURES = {
         "Percentage points gained beyond what the dense model gains by the same",
     ),
     "excess": (
-        "burden beyond the cut",
-        "Burden over that of the cut model, before retraining",
+        "excess burden",
+        "B / B₀ of the survivors over their burden in the dense model trained on",
     ),
+}
+# Below the plot, by name
+MEASURE_NOTES = {
+    "did": (
+        "A dot is what a seed gains by the mitigation minus what its dense model, trained on, "
+        "gains by it. Token merging makes the dense model cheaper, while pruned ones still fill "
+        "their budget: what it takes from the dense model counts as relief here."
+    ),
+    "recovered": (
+        "No dots: this is the mean gain over the mean cost of pruning, since the cost of one seed "
+        "may be too close to zero to divide by. No line where even the mean cost may be."
+    ),
+    "excess": ("Mitigations change burden by design, so the report judges only rows without one."),
+}
+_CHEAPER = (
+    "Where single weights are pruned, models keep their size: with token merging they are cheaper "
+    "than those they are compared with."
+)
+WEIGHTS_NOTES = {
+    "gain": _CHEAPER,
+    "did": _CHEAPER,
+    "recovered": _CHEAPER,
+    "excess": "Where single weights are pruned, all units count as survivors.",
 }
 HOSTS = {
     "dense": "dense",
@@ -106,16 +133,17 @@ HOSTS = {
     "weights": "single weights",
 }
 ARM_ALT = "{measure}: {values}"
-ARM_MARK = "{arm}: {value}{interval}, {runs}"
+ARM_MARK = "{arm}: {value}{interval}, {seeds}"
 ARM_INTERVAL = " ({low} to {high})"
-ARM_RUNS = "{count} runs"
-ONE_RUN = "1 run"
-RUN_MARK = "{arm}, seed {seed}: {value}"
+ARM_SEEDS = "{count} seeds"
+ONE_SEED = "1 seed"
+ONE_MODEL = "one model measured {count} times"
+SEED_MARK = "{arm}, seed {seed}: {value}"
 NOTHING = "No run of this choice has this measure."
 TOO_MANY = "Only the first {shown} of {count} rows are drawn; choose a host or a mitigation."
 DENSE_PLUS_GUIDE = "Dashed: the dense model trained on for as long."
 ZERO_GUIDE = "Dashed: no difference."
-ONE_GUIDE = "Dashed: 1, where nothing changes."
+ONE_GUIDE = "Dashed: 1, where the cut and further training explain all that survivors carry."
 WHOLE_GUIDE = "Dashed: everything that pruning cost."
 
 # Figures and tables
@@ -134,6 +162,7 @@ RUN_COLUMNS = {
     "val_top1": "validation right",
     "burden": "burden",
     "burden_null": "when cut",
+    "burden_dense_plus": "in dense, trained on",
     "takeover": "take-over",
     "residual": "output error",
     "num_params": "parameters",

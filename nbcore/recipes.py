@@ -130,7 +130,7 @@ PHOTO_OPTIONS: dict[str, dict[str, Any]] = {
     "handoff": {"ridge": 1.0},
     "distillation": {"weight": 4.0, "temperature": 2.0},
 }
-"""As chosen on validation photos in `imagenette-tuning`."""
+"""As chosen in `imagenette-tuning` on validation photos, among what both hosts tried."""
 
 
 def _photo_arm(dense: TrainConfig) -> TrainConfig:

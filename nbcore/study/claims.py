@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pandas as pd
 
-from nbcore.study.grid import DENSE, TWIN, WEIGHTS, StudyConfig, parts_of
+from nbcore.study.grid import (
+    DENSE,
+    DENSE_PLUS,
+    TWIN,
+    WEIGHTS,
+    StudyConfig,
+    acting_without_removal,
+    parts_of,
+)
 from nbcore.study.statistics import (
     CELL,
     MIN_SEEDS,
@@ -21,6 +29,7 @@ from nbcore.study.statistics import (
     burden_growth,
     by_cell,
     by_host,
+    compacting,
     complete_part,
     damage_correlation,
     dense_gain,
@@ -29,9 +38,11 @@ from nbcore.study.statistics import (
     gains,
     holm,
     mean_over_seeds,
+    of_host,
     overall,
     pruned_runs,
     recovered,
+    relative_macs,
     site_correlation,
     values_by_seed,
 )
@@ -52,6 +63,10 @@ USEFUL_BURDEN = 0.05
 """Five per cent more load than a cut and further training explain."""
 HALF = 0.5
 HOSTS_NEEDED = 3
+HEADLINE_SEEDS = 5
+"""Where fewer carry a claim on burden, the published pair or the best mitigation, it says so."""
+EQUAL_MACS = 0.01
+"""Arms whose MACs differ by a smaller share cost the same."""
 
 
 def mitigations_of(study: StudyConfig, runs: pd.DataFrame) -> list[str]:
@@ -112,20 +127,29 @@ def all_claims(study: StudyConfig, runs: pd.DataFrame, sites: pd.DataFrame) -> l
 
 
 def claims_on_gains(study: StudyConfig, runs: pd.DataFrame) -> list[Claim]:
-    """Does a mitigation make pruned models of equal MACs better?"""
-    names = mitigations_of(study, runs)
-    tables = {name: gains(runs, name) for name in names}
-    estimates = _family({name: overall(table) for name, table in tables.items()})
+    """Does a mitigation make pruned models of equal MACs better? For `weights` only those that
+    leave MACs as they are can be asked."""
+    tables = {name: gains(runs, name) for name in mitigations_of(study, runs)}
+    asked = {}
+    for name, table in tables.items():
+        note = f"{_counted(compacting(table), study.small_effect)}{_on_weights(runs, name, table)}"
+        sentence = f"`{name}` makes pruned models of equal cost more accurate."
+        asked[sentence] = (compacting(table), note)
+    for name, table in tables.items():
+        if _costs_the_same(relative_macs(runs, WEIGHTS, name)):
+            sentence = f"`{name}` makes models pruned by `{WEIGHTS}` more accurate at equal cost."
+            asked[sentence] = (of_host(table, WEIGHTS), _budgets(by_cell(table), WEIGHTS))
+    asked = {sentence: own for sentence, own in asked.items() if own[0].size}
+    estimates = _family({sentence: overall(table) for sentence, (table, _) in asked.items()})
     return [
         Claim(
             topic="gain",
-            sentence=f"`{name}` makes pruned models of equal cost more accurate.",
-            verdict=judge(estimates[name], study.small_effect),
-            numbers=f"mean over {_extent(tables[name])}: {points(estimates[name])}, "
-            f"Holm p = {_p(estimates[name])} over {len(names)} mitigations; "
-            f"{_counted(tables[name], study.small_effect)}",
+            sentence=sentence,
+            verdict=judge(estimates[sentence], study.small_effect),
+            numbers=f"mean over {_extent(table)}: {points(estimates[sentence])}, "
+            f"Holm p = {_p(estimates[sentence])} over {len(asked)} such claims; {note}",
         )
-        for name in names
+        for sentence, (table, note) in asked.items()
     ]
 
 
@@ -133,8 +157,12 @@ def claims_on_relief(study: StudyConfig, runs: pd.DataFrame) -> list[Claim]:
     """Does it relieve pruning, or help any model?"""
     found = []
     for name in mitigations_of(study, runs):
-        table = differences_in_differences(runs, name)
+        both = differences_in_differences(runs, name)
+        table = compacting(both)
+        if not table.size:
+            continue
         dense = mean_over_seeds(dense_gain(runs, name))
+        macs = relative_macs(runs, DENSE_PLUS, acting_without_removal(name))
         estimate = overall(table)
         found.append(
             Claim(
@@ -143,8 +171,8 @@ def claims_on_relief(study: StudyConfig, runs: pd.DataFrame) -> list[Claim]:
                 "dense one.",
                 verdict=judge(estimate, study.small_effect),
                 numbers=f"difference in differences over {_extent(table)}: {points(estimate)}; "
-                f"to the dense model it adds {points(dense)}; "
-                f"{_counted(table, study.small_effect)}",
+                f"to the dense model it adds {points(dense)}{_at(macs, 'its MACs')}; "
+                f"{_counted(table, study.small_effect)}{_on_weights(runs, name, both)}",
             )
         )
     return found
@@ -202,15 +230,17 @@ def _recovers_half(
                 topic="best",
                 sentence=f"{before} {ratio:g} {after} on at least {HOSTS_NEEDED} hosts.",
                 verdict=verdict,
-                numbers=f"on {len(works)} of {len(here)} hosts; recovered share: "
-                + "; ".join(f"{host} {number(share)}" for host, share in here.items()),
+                numbers=f"on {len(works)} of {len(here)} hosts, counted where the mean is at least "
+                "half and the interval (not corrected by Holm) above zero; recovered share: "
+                + "; ".join(f"{host} {number(share)}" for host, share in here.items())
+                + _few(list(here.values())),
             )
         )
     return found
 
 
 def _beside_distillation(study: StudyConfig, runs: pd.DataFrame, own: str | None) -> list[Claim]:
-    table = gains(runs, own, "distillation") if own else pd.DataFrame()
+    table = compacting(gains(runs, own, "distillation")) if own else pd.DataFrame()
     if not table.size:
         return []
     estimate, margin = overall(table), study.small_effect
@@ -222,7 +252,7 @@ def _beside_distillation(study: StudyConfig, runs: pd.DataFrame, own: str | None
             sentence=f"`{own}`, the best without distillation, is at least as good as it (to "
             f"within {100 * margin:g} points).",
             verdict=judge(shifted, 0),
-            numbers=f"difference over {_extent(table)}: {points(estimate)}",
+            numbers=f"difference over {_extent(table)}: {points(estimate)}{_few([estimate])}",
         )
     ]
 
@@ -233,7 +263,7 @@ def _on_top_of_distillation(study: StudyConfig, runs: pd.DataFrame) -> list[Clai
         for name in mitigations_of(study, runs)
         if name != "distillation" and "distillation" in parts_of(name)
     ]
-    tables = {name: gains(runs, name, "distillation") for name in names}
+    tables = {name: compacting(gains(runs, name, "distillation")) for name in names}
     estimates = _family({name: overall(table) for name, table in tables.items()})
     return [
         Claim(
@@ -241,7 +271,8 @@ def _on_top_of_distillation(study: StudyConfig, runs: pd.DataFrame) -> list[Clai
             sentence=f"`{name}` beats distillation alone.",
             verdict=judge(estimates[name], study.small_effect),
             numbers=f"difference over {_extent(table)}: {points(estimates[name])}, Holm p = "
-            f"{_p(estimates[name])}; {_counted(table, study.small_effect)}",
+            f"{_p(estimates[name])}; {_counted(table, study.small_effect)}"
+            f"{_few([estimates[name]])}",
         )
         for name, table in tables.items()
         if table.size
@@ -257,11 +288,10 @@ def claims_on_published(study: StudyConfig, runs: pd.DataFrame) -> list[Claim]:
             topic="published",
             sentence=f"The published pair helps on host `{host}`.",
             verdict=judge(estimate, study.small_effect),
-            numbers=f"mean over budgets {points(estimate)}, Holm p = {_p(estimate)} over "
-            f"{len(hosts)} hosts; "
-            + "; ".join(
-                f"at {ratio:g} {points(e)}" for (h, ratio), e in cells.items() if h == host
-            ),
+            numbers="mean over budgets "
+            f"{points(estimate)}{_at(relative_macs(runs, host, 'published'), 'the MACs of `none`')}"
+            f", Holm p = {_p(estimate)} over {len(hosts)} hosts; {_budgets(cells, host)}"
+            f"{_few([estimate])}",
         )
         for host, estimate in hosts.items()
     ]
@@ -272,10 +302,12 @@ def claims_on_burden(runs: pd.DataFrame, sites: pd.DataFrame) -> list[Claim]:
     excess = excess_burden(runs)
     if not excess.size:
         return []
-    units = excess[[cell for cell in excess.columns if cell[0] != WEIGHTS]]
+    units = compacting(excess)
     whole, growth = overall(units), mean_over_seeds(burden_growth(units))
-    damage, site = damage_correlation(runs), site_correlation(sites)
+    site = site_correlation(sites)
+    kinds = {kind: site_correlation(own) for kind, own in sites.groupby("kind")}
     hosts = by_host(excess)
+    also = f", `{WEIGHTS}` included," if WEIGHTS in hosts else ""
     above = [host for host, e in hosts.items() if judge(e, USEFUL_BURDEN) == SUPPORTED]
     below = [host for host, e in hosts.items() if e.n >= MIN_SEEDS and e.high < 0]
     criteria = [
@@ -285,28 +317,33 @@ def claims_on_burden(runs: pd.DataFrame, sites: pd.DataFrame) -> list[Claim]:
             "explain: B / B₀ exceeds the ratio of the dense model trained on.",
             verdict=judge(whole, USEFUL_BURDEN),
             numbers=f"(B / B₀) / (dense+ / dense) over {_extent(units)}: {factor(whole)}; above "
-            f"one on {len(above)} of {len(hosts)} hosts after Holm's correction, below one on "
-            f"{len(below)}",
+            f"one on {len(above)} of {len(hosts)} hosts{also} after Holm's correction, below one "
+            f"on {len(below)}{_few([whole])}",
         ),
         Claim(
             topic="burden",
             sentence="(2) The excess grows with the share removed.",
             verdict=judge(growth, USEFUL_BURDEN),
-            numbers=f"from each host's largest to its smallest budget: {factor(growth)}",
+            numbers=f"from each host's largest to its smallest budget: {factor(growth)}"
+            f"{_few([growth])}",
         ),
         Claim(
             topic="burden",
-            sentence="(3) The excess predicts damage beyond the share removed.",
-            verdict=judge(damage, USEFUL_CORRELATION),
-            numbers="partial rank correlation with the loss increase over hosts and budgets: "
-            f"{number(damage)}; over sites, with the residual of the site's block: {number(site)}",
+            sentence="(3) From site to site, the excess predicts damage beyond the share removed.",
+            verdict=judge(site, USEFUL_CORRELATION),
+            numbers="partial rank correlation over sites with the residual of the site's block: "
+            f"{number(site)}; "
+            + "; ".join(f"{kind} alone {number(own)}" for kind, own in kinds.items())
+            + "; over hosts and budgets, with the loss increase of the run: "
+            f"{number(damage_correlation(runs))}{_few([site])}",
         ),
     ]
     together = Claim(
         topic="burden",
         sentence="Neural burden exists in these models (all three criteria).",
         verdict=all_of([claim.verdict for claim in criteria]),
-        numbers=", ".join(f"({i + 1}) {claim.verdict}" for i, claim in enumerate(criteria)),
+        numbers=", ".join(f"({i + 1}) {claim.verdict}" for i, claim in enumerate(criteria))
+        + _few([whole, growth, site]),
     )
     return [together, *criteria]
 
@@ -356,8 +393,8 @@ def _family(estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
 def _extent(table: pd.DataFrame) -> str:
     part = complete_part(table)
     text = f"{part.shape[1]} cells of host and budget"
-    more = table.shape[1] - part.shape[1]
-    return text + (f" ({more} more have other seeds)" if more else "")
+    left = [f"{host} at {ratio:g}" for host, ratio in table.columns.difference(part.columns)]
+    return text + (f" (without {', '.join(left)}: other seeds)" if left else "")
 
 
 def _counted(table: pd.DataFrame, useful: float) -> str:
@@ -366,6 +403,36 @@ def _counted(table: pd.DataFrame, useful: float) -> str:
         f"host by host (Holm) supported in {verdicts.count(SUPPORTED)}, not supported in "
         f"{verdicts.count(REFUTED)}, undecided in {verdicts.count(UNDECIDED)}"
     )
+
+
+def _budgets(cells: Mapping[tuple[str, float], Estimate], host: str) -> str:
+    return "; ".join(f"at {ratio:g} {points(e)}" for (h, ratio), e in cells.items() if h == host)
+
+
+def _costs_the_same(macs: float) -> bool:
+    return abs(macs - 1) < EQUAL_MACS
+
+
+def _at(macs: float, whose: str) -> str:
+    """Words on a cost that differs; none where it does not, or is not known."""
+    return "" if math.isnan(macs) or _costs_the_same(macs) else f", at {macs:.3f} of {whose}"
+
+
+def _on_weights(runs: pd.DataFrame, name: str, table: pd.DataFrame) -> str:
+    """What a mean over hosts that compact leaves out."""
+    own = of_host(table, WEIGHTS)
+    if not own.size:
+        return ""
+    cost = _at(relative_macs(runs, WEIGHTS, name), "the MACs of `none`")
+    return f"; not counted: `{WEIGHTS}`, {points(overall(own))}{cost}"
+
+
+def _few(estimates: Sequence[Estimate]) -> str:
+    """A warning where seeds are fewer than a headline needs."""
+    seeds = min((e.n for e in estimates if e.n), default=HEADLINE_SEEDS)
+    if seeds >= HEADLINE_SEEDS:
+        return ""
+    return f"; carried by {seeds} seeds, a headline needs {HEADLINE_SEEDS}"
 
 
 def _p(estimate: Estimate) -> str:

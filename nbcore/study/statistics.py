@@ -105,6 +105,27 @@ def pruned_runs(runs: pd.DataFrame) -> pd.DataFrame:
     return runs[~runs["pruner"].isin(UNPRUNED)]
 
 
+def compacting(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of cells without the host `weights`, whose models keep their size: what a mitigation
+    saves there comes on top, so arms are not of equal cost."""
+    return table[[cell for cell in table.columns if cell[0] != WEIGHTS]]
+
+
+def of_host(table: pd.DataFrame, host: str) -> pd.DataFrame:
+    """A table of cells, only those of one host."""
+    return table[[cell for cell in table.columns if cell[0] == host]]
+
+
+def relative_macs(runs: pd.DataFrame, pruner: str, mitigation: str) -> float:
+    """MACs of a host's arms with a mitigation over those without, mean over the budgets that have
+    both; not a number if none has."""
+    own = runs[runs["pruner"] == pruner]
+    macs = own.groupby(["target_macs_ratio", "mitigation"])["macs_ratio"].mean().unstack()
+    if mitigation not in macs or "none" not in macs:
+        return math.nan
+    return float((macs[mitigation] / macs["none"]).mean())
+
+
 def values_by_seed(
     runs: pd.DataFrame, pruner: str, ratio: float, mitigation: str, column: str
 ) -> pd.Series:
@@ -181,7 +202,7 @@ def by_cell(table: pd.DataFrame) -> dict[tuple[str, float], Estimate]:
 def by_host(table: pd.DataFrame) -> dict[str, Estimate]:
     """Estimates of every host, mean over its budgets, p values corrected over hosts."""
     hosts = dict.fromkeys(host for host, _ in table.columns)
-    estimates = {host: overall(table[[c for c in table.columns if c[0] == host]]) for host in hosts}
+    estimates = {host: overall(of_host(table, host)) for host in hosts}
     corrected = holm([e.p for e in estimates.values()])
     return {
         host: replace(e, p=p) for (host, e), p in zip(estimates.items(), corrected, strict=True)
@@ -194,19 +215,24 @@ def overall(table: pd.DataFrame) -> Estimate:
 
 
 def complete_part(table: pd.DataFrame) -> pd.DataFrame:
-    """The largest set of seeds and cells in which nothing is missing, with three seeds if any has.
+    """The largest set of seeds and cells in which nothing is missing, with three seeds if any has;
+    of equals that with more seeds.
 
     Args:
         table: One row per seed, one column per cell.
     """
-    best, size = table.iloc[:0, :0], (False, 0)
+    best, size = table.iloc[:0, :0], (False, 0, 0)
     present = table.notna()
-    for seeds in sorted({tuple(present.index[present[cell]]) for cell in table.columns}):
-        cells = [cell for cell in table.columns if present.loc[list(seeds), cell].all()]
-        rank = (len(seeds) >= MIN_SEEDS, len(seeds) * len(cells))
+    shared: set[frozenset] = set()
+    for cell in table.columns:
+        seeds = frozenset(present.index[present[cell]])
+        shared |= {seeds} | {seeds & other for other in shared}
+    for chosen in sorted(map(sorted, shared)):
+        cells = [cell for cell in table.columns if present.loc[chosen, cell].all()]
+        rank = (len(chosen) >= MIN_SEEDS, len(chosen) * len(cells), len(chosen))
         if rank > size:
-            best, size = table.loc[list(seeds), cells], rank
-    return best.sort_index()
+            best, size = table.loc[chosen, cells], rank
+    return best
 
 
 def recovered(

@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 
-from nbcore.study.grid import UNPRUNED
+from nbcore.study.grid import DENSE, UNPRUNED
 from nbcore.study.rows import QUANTITIES
 from nbcore.study.statistics import (
     Estimate,
@@ -20,8 +20,12 @@ from nbcore.study.statistics import (
 ARM = ["pruner", "target_macs_ratio", "mitigation"]
 
 
-def summarise(runs: pd.DataFrame) -> pd.DataFrame:
+def summarise(runs: pd.DataFrame, *, one_fork: bool = False) -> pd.DataFrame:
     """One row for each arm, host by host, the largest budget first.
+
+    Args:
+        runs: Rows of `runs.csv`.
+        one_fork: All seeds fork from one dense model, which then has one seed and no interval.
 
     Returns:
         The arm, its seeds, accuracy, gain over `none`, recovered share of the pruning loss and
@@ -34,15 +38,18 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
     shares = {name: recovered(runs, name) for name in mitigations}
     rows = []
     for (pruner, ratio, name), group in runs.groupby(ARM, sort=False):
+        top1 = mean_over_seeds(group["top1"])
+        if one_fork and pruner == DENSE:
+            top1 = Estimate(mean=top1.mean, n=1)
         row = {
             "pruner": pruner,
             "target_macs_ratio": ratio,
             "mitigation": name,
-            "seeds": group["seed"].nunique(),
+            "seeds": top1.n,
             "macs_ratio": group["macs_ratio"].mean(),
             "num_params": group["num_params"].mean(),
         }
-        row |= _columns("top1", mean_over_seeds(group["top1"]))
+        row |= _columns("top1", top1)
         row |= _columns("val_top1", mean_over_seeds(group["val_top1"]), interval=False)
         cell, pruned = (pruner, ratio), pruner not in UNPRUNED and name != "none"
         for column, table in (("gain", gained), ("recovered", shares), ("did", relief)):

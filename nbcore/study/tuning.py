@@ -1,4 +1,7 @@
-"""What a tuning study chooses: each mitigation's setting with the smallest validation loss."""
+"""What a tuning study chooses: each mitigation's setting with the smallest validation loss.
+
+A `cell` is one host at one budget.
+"""
 
 from __future__ import annotations
 
@@ -14,34 +17,46 @@ def trials(study: StudyConfig, runs: pd.DataFrame) -> pd.DataFrame:
     """Every setting that was tried, on the validation split.
 
     Returns:
-        One row for each setting: mitigation, setting, options, cells, val_loss and val_top1 (means
-        over seeds and over the cells of host and budget in which all settings of the mitigation
-        were run), chosen (of equals the first).
+        One row for each setting: mitigation, setting, options, cells (how many have it), complete
+        (whether all cells of the mitigation have it), val_loss and val_top1 (means over seeds and
+        over its cells), chosen (of the complete ones; of equals the first).
     """
     rows = []
     for name in dict.fromkeys(setting.partition("@")[0] for setting in study.settings):
         own = [setting for setting in study.settings if setting.partition("@")[0] == name]
         tried = runs[runs["mitigation"].isin(own)]
         means = tried.groupby([*CELL, "mitigation"])[["val_loss", "val_top1"]].mean().unstack()
-        means = means.dropna()
         for setting in own:
-            if means.empty or ("val_loss", setting) not in means:
+            if ("val_loss", setting) not in means:
                 continue
+            has = means["val_loss", setting].notna()
             rows.append(
                 {
                     "mitigation": name,
                     "setting": setting,
                     "options": ", ".join(f"{k} {v:g}" for k, v in study.settings[setting].items()),
-                    "cells": len(means),
+                    "cells": int(has.sum()),
+                    "complete": bool(has.all()),
                     "val_loss": means["val_loss", setting].mean(),
                     "val_top1": means["val_top1", setting].mean(),
                 }
             )
     table = pd.DataFrame(
-        rows, columns=["mitigation", "setting", "options", "cells", "val_loss", "val_top1"]
+        rows,
+        columns=["mitigation", "setting", "options", "cells", "complete", "val_loss", "val_top1"],
     )
-    best = table.groupby("mitigation")["val_loss"].idxmin()
+    best = table[table["complete"].astype(bool)].groupby("mitigation")["val_loss"].idxmin()
     return table.assign(chosen=table.index.isin(best))
+
+
+def trials_by_cell(study: StudyConfig, runs: pd.DataFrame) -> pd.DataFrame:
+    """How many settings of each mitigation were tried: one row per mitigation, one column per
+    cell."""
+    tried = runs[runs["mitigation"].isin(study.settings)]
+    names = tried["mitigation"].str.partition("@")[0]
+    counts = tried.groupby([names, *CELL])["mitigation"].nunique().unstack(CELL, fill_value=0)
+    cells = list(dict.fromkeys(zip(tried["pruner"], tried["target_macs_ratio"], strict=True)))
+    return counts.loc[list(dict.fromkeys(names)), cells]
 
 
 def tuning_section(study: StudyConfig, runs: pd.DataFrame) -> Iterator[str]:
@@ -49,18 +64,35 @@ def tuning_section(study: StudyConfig, runs: pd.DataFrame) -> Iterator[str]:
     yield "## Trials"
     yield ""
     yield (
-        "Every mitigation, and the host alone (`none`), got the same number of trials. Chosen is "
-        "the setting with the smallest loss on the validation split, mean over those hosts and "
-        "budgets in which all settings of the mitigation were run; test figures have no part in "
-        "it. One study of few seeds decides no claim, so none is tested here."
+        "For each mitigation, and for the host alone (`none`), settings are compared that all its "
+        "cells (host and budget) have. Chosen is that with the smallest loss on the validation "
+        "split, mean over seeds and cells; test figures have no part in it. In brackets: settings "
+        "that some cell lacks; their means are over other cells and not compared. One study of few "
+        "seeds decides no claim, so none is tested here."
     )
     yield ""
     yield "| mitigation | setting | cells | validation loss | validation top-1 (%) | chosen |"
     yield "|---|---|---|---|---|---|"
-    for row in trials(study, runs).to_dict("records"):
+    table = trials(study, runs)
+    for row in table.to_dict("records"):
+        means = (f"{row['val_loss']:.4f}", f"{100 * row['val_top1']:.2f}")
+        loss, top1 = means if row["complete"] else (f"({value})" for value in means)
         yield (
-            f"| `{row['mitigation']}` | {row['options']} | {row['cells']} | "
-            f"{row['val_loss']:.4f} | {100 * row['val_top1']:.2f} | "
+            f"| `{row['mitigation']}` | {row['options']} | {row['cells']} | {loss} | {top1} | "
             f"{'**chosen**' if row['chosen'] else ''} |"
         )
+    yield ""
+    counts = trials_by_cell(study, runs)
+    yield "Number of trials:"
+    yield ""
+    yield (
+        "| mitigation | "
+        + " | ".join(f"`{host}` at {ratio:g}" for host, ratio in counts.columns)
+        + " | compared |"
+    )
+    yield "|---|" + "---|" * (len(counts.columns) + 1)
+    compared = table[table["complete"].astype(bool)].groupby("mitigation").size()
+    for name, row in counts.iterrows():
+        cells = " | ".join(str(count) for count in row)
+        yield f"| `{name}` | {cells} | {compared.get(name, 0)} |"
     yield ""

@@ -69,7 +69,8 @@ def _run(arm: tuple[str, str, str], seed: int) -> dict[str, Any]:
         "top1": TOP1[arm][seed],
         "val_top1": TOP1[arm][seed] + 0.01,
         "burden": "" if unpruned else 1.5 + 0.5 * seed,
-        "burden_null": "" if unpruned else 1.0,
+        "burden_null": "" if unpruned else 0.5,
+        "burden_dense_plus": "" if unpruned else 1.25,
         "takeover": "",
         "residual": "",
         "num_params": 1000,
@@ -97,9 +98,9 @@ def _summary(arm: tuple[str, str, str]) -> dict[str, Any]:
         "recovered": 0.33 if gains else "",
         "recovered_low": "",
         "recovered_high": "",
-        "did": -0.01 if gains else "",
-        "did_low": -0.02 if gains else "",
-        "did_high": 0.0 if gains else "",
+        "did": 0.03 if gains else "",
+        "did_low": -0.01 if gains else "",
+        "did_high": 0.07 if gains else "",
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,13 +92,23 @@ def test_a_study_that_chooses_shows_trials_and_no_test_figure(tuning: Study) -> 
     assert "only validation photos" in drawn
     assert "0.8000" in drawn
     assert drawn.count("<tr class=nb-chosen>") == 1
-    assert measures_of(tuning) == ("val_top1", "excess")
+    # Burden is measured on test photos too.
+    assert measures_of(tuning) == ("val_top1",)
     table = runs_table(tuning)
-    assert "test right" not in table["headers"]
+    measured = {"test right", "burden", "when cut", "in dense, trained on", "output error"}
+    assert measured.isdisjoint(table["headers"])
     tested = {value for values in TOP1.values() for value in values}
     validated = {value + 0.01 for value in tested}
     shown = {cell for row in table["data"] for cell in row}
     assert tested - validated - {1} & shown == set()
+
+
+def test_trials_that_a_host_lacks_are_bracketed(tuning: Study) -> None:
+    first, second = tuning.trials
+    drawn = verdicts(replace(tuning, trials=(first | {"complete": False}, second)))
+    for shown in ("<td>(0.9000)</td>", "<td>(50.00\u202f%)</td>", "<td>0.8000</td>"):
+        assert shown in drawn
+    assert "(0.8000)" not in drawn
 
 
 def test_accuracies_are_those_of_the_tables(study: Study) -> None:
@@ -118,20 +129,11 @@ def test_gains_are_paired_by_seed(study: Study) -> None:
     assert (only.mean, only.low, only.high) == pytest.approx((3.0, 0.5, 5.5))
 
 
-def test_measures_of_no_single_run_have_mean_and_interval_only(study: Study) -> None:
-    (share,) = arms(study, Choice(measure="recovered"))
-    assert (share.values, share.mean, share.low) == ({}, 0.33, None)
-    (relief,) = arms(study, Choice(measure="did"))
-    assert (relief.mean, relief.low, relief.high) == (-1.0, -2.0, 0.0)
-
-
 def test_what_the_table_lacks_is_averaged_with_students_t(study: Study) -> None:
-    found = arms(study, Choice(measure="excess", host="random"))
-    # 1.5, 2, 2.5: mean 2, standard error 0.5 / sqrt(3), t(0.975, 2) = 4.3027.
-    assert found[0].mean == pytest.approx(2.0)
-    assert found[0].high == pytest.approx(2.0 + 4.302653 * 0.5 / 3**0.5)
-    # Nothing was cut from these.
-    assert arms(study, Choice(measure="excess", host="dense_plus")) == ()
+    found = arms(study, Choice(measure="val_top1", host="random"))
+    # 0.61, 0.63, 0.65: mean 0.63, standard error 0.02 / sqrt(3), t(0.975, 2) = 4.3027.
+    assert found[0].mean == pytest.approx(0.63)
+    assert found[0].high == pytest.approx(0.63 + 4.302653 * 0.02 / 3**0.5)
 
 
 def test_a_choice_narrows_by_host_budget_and_mitigation(study: Study) -> None:
@@ -156,7 +158,7 @@ def test_menus_begin_with_the_smallest_budget_of_the_first_host(study: Study) ->
 
 def test_rows_tell_values_and_are_named_by_what_differs(study: Study) -> None:
     drawn = arm_plot(study, Choice(measure="top1", host="taylor", budget="0.5"))
-    assert "handoff: 85.00\u202f% (80.00\u202f% to 90.00\u202f%), 3 runs" in drawn
+    assert "handoff: 85.00\u202f% (80.00\u202f% to 90.00\u202f%), 3 seeds" in drawn
     assert drawn.count("nb-quiet") == 2 * 3
     assert "no mitigation, seed 2: 84.00\u202f%" in drawn
     # dense_plus at 0.91 on an axis from 0.77 - 0.06 * 0.14 to 0.91 + 0.06 * 0.14.

@@ -9,7 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from nbcore.study.grid import DENSE, DENSE_PLUS, TWIN, UNPRUNED, WEIGHTS, Arm, StudyConfig
+from nbcore.study.grid import (
+    DENSE,
+    DENSE_PLUS,
+    TWIN,
+    UNPRUNED,
+    WEIGHTS,
+    Arm,
+    StudyConfig,
+    parts_of,
+)
 from nbcore.study.rows import as_text
 from nbcore.study.tables import RUN_COLUMNS, StudyTables
 
@@ -30,6 +39,8 @@ class World:
     noise: float = 0.002
     excess: float = 0.3
     """log of B/B0 over dense+ at budget 0.1; half of it at 0.3."""
+    damage: float = 1.0
+    """By how much the log of a site's residual rises with its excess."""
 
 
 def write_tables(study: StudyConfig, world: World, folder: Path, *, seed: int = 0) -> None:
@@ -62,7 +73,7 @@ def _run(
         "dataset": study.data.dataset,
         "arch": study.model.name,
         **arm.columns(),
-        "macs_ratio": as_text(ratio * 0.995 if host not in UNPRUNED else ratio),
+        "macs_ratio": as_text(_macs(arm)),
         "top1": round(top1 + rng.normal(0, world.noise), 4),
         "val_top1": round(top1 + rng.normal(0, world.noise), 4),
         "base_top1": round(world.dense + shift - 0.01, 4),
@@ -95,7 +106,7 @@ def _run(
                     "burden_dense_plus": as_text(plus),
                     "selection": as_text(1.5),
                     "takeover": "" if whole else as_text(0.4),
-                    "residual": as_text(0.2 * np.exp(own_excess + 0.1 * position)),
+                    "residual": as_text(0.2 * np.exp(world.damage * own_excess + 0.1 * position)),
                     "stream": as_text(0.9),
                     "occupancy": "",
                     "occupancy_dense": "",
@@ -104,6 +115,13 @@ def _run(
         for name in ("burden", "burden_null", "burden_dense_plus", "residual"):
             run[name] = as_text(float(np.mean([float(row[name]) for row in own])))
     return run, own
+
+
+def _macs(arm: Arm) -> float:
+    """The budget where a host compacts; elsewhere merging makes a model cheaper."""
+    if arm.pruner in (DENSE_PLUS, WEIGHTS):
+        return 0.6 if "token_merging" in parts_of(arm.mitigation) else 1.0
+    return arm.target_macs_ratio * (1 if arm.pruner in UNPRUNED else 0.995)
 
 
 def _history(arm: Arm, rng: np.random.Generator) -> list[dict[str, Any]]:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from nbcore.study.claims import all_claims, best_mitigation, fresh_runs
-from nbcore.study.grid import DENSE_PLUS, TWIN, Block, StudyConfig, Wave
+from nbcore.study.claims import USEFUL_CORRELATION, all_claims, best_mitigation, fresh_runs
+from nbcore.study.grid import DENSE_PLUS, TWIN, WEIGHTS, Block, StudyConfig, Wave
 from nbcore.study.report import in_grid_order
-from nbcore.study.statistics import Estimate
+from nbcore.study.statistics import Estimate, damage_correlation, site_correlation
 from nbcore.study.tables import read_frames
-from nbcore.study.verdicts import REFUTED, SUPPORTED, UNDECIDED, all_of, judge
+from nbcore.study.verdicts import REFUTED, SUPPORTED, UNDECIDED, Claim, all_of, judge, number
 from tests.nbcore.study_tables import World, write_tables
 from tests.nbcore.tiny_study import tiny_study
 
@@ -49,6 +49,34 @@ def of(found: dict[str, str], *words: str) -> str:
     chosen = [v for sentence, v in found.items() if all(word in sentence for word in words)]
     assert len(chosen) == 1, f"{len(chosen)} claims with {words}"
     return chosen[0]
+
+
+def claim_of(claims: list[Claim], *words: str) -> Claim:
+    """The one claim whose sentence has all the words."""
+    (found,) = [c for c in claims if all(word in c.sentence for word in words)]
+    return found
+
+
+def with_weights(folder: Path, seeds: tuple[int, ...] = (0, 1, 2, 3, 4)) -> list[Claim]:
+    """Claims of a study with the host `weights`, on which merging does great harm and
+    `persistent_dynamic`, run there alone, adds 0.02."""
+    structured = ("none", "token_merging", "published", "distillation")
+    whole = ("none", "token_merging", "published", "persistent_dynamic")
+    blocks = (
+        Block(hosts=HOSTS[:2], mitigations=structured, ratios=(0.3, 0.1)),
+        Block(hosts=(WEIGHTS,), mitigations=whole, ratios=(0.2, 0.05)),
+        Block(hosts=(DENSE_PLUS,), mitigations=structured, ratios=(1.0,)),
+    )
+    study = tiny_study(waves=(Wave(seeds=seeds, blocks=blocks),))
+    write_tables(study, World(cost=COST, relief={"token_merging": 0.3}, noise=0.001), folder)
+    runs, sites, _ = read_frames(folder)
+    for name, effect in (
+        ("token_merging", -0.2),
+        ("published", -0.2),
+        ("persistent_dynamic", 0.02),
+    ):
+        runs.loc[(runs["pruner"] == WEIGHTS) & (runs["mitigation"] == name), "top1"] += effect
+    return all_claims(study, runs, sites)
 
 
 def estimate(low: float, high: float, n: int = 5, p: float = math.nan) -> Estimate:
@@ -100,8 +128,69 @@ def test_planted_effects_are_found(tmp_path: Path) -> None:
     assert of(found, "Hosts beat removal at random") == SUPPORTED
 
 
+def test_burden_that_predicts_no_damage_at_its_site_is_no_burden(tmp_path: Path) -> None:
+    # Over runs damage follows burden, as hosts that cost more have more of both; over sites it
+    # falls as burden rises.
+    study = grid()
+    write_tables(study, World(cost=COST, damage=-1.0), tmp_path)
+    runs, sites, _ = read_frames(tmp_path)
+    assert damage_correlation(runs).low > USEFUL_CORRELATION
+    claims = all_claims(study, runs, sites)
+    third = claim_of(claims, "(3)")
+    assert third.verdict == REFUTED
+    assert claim_of(claims, "Neural burden exists").verdict == REFUTED
+    heads = site_correlation(sites[sites["kind"] == "heads"])
+    assert f"heads alone {number(heads)}" in third.numbers
+    assert f"loss increase of the run: {number(damage_correlation(runs))}" in third.numbers
+
+
+def test_weights_are_not_counted_among_models_of_equal_cost(tmp_path: Path) -> None:
+    claims = with_weights(tmp_path)
+    for topic in ("makes pruned models of equal cost", "relieves"):
+        claim = claim_of(claims, f"`token_merging` {topic}")
+        assert claim.verdict == SUPPORTED
+        assert "over 4 cells" in claim.numbers
+        assert "not counted: `weights`, -" in claim.numbers
+        assert claim.numbers.endswith(", at 0.600 of the MACs of `none`")
+    # What leaves MACs as they are can be asked; it was run on `weights` alone.
+    assert [c.sentence for c in claims if "`persistent_dynamic`" in c.sentence] == [
+        "`persistent_dynamic` makes models pruned by `weights` more accurate at equal cost."
+    ]
+    assert claim_of(claims, "pruned by `weights`").verdict == SUPPORTED
+
+
+def test_cells_that_a_mean_leaves_out_are_named(tmp_path: Path) -> None:
+    study = grid()
+    write_tables(study, World(cost=COST), tmp_path)
+    runs, sites, _ = read_frames(tmp_path)
+    gone = (runs["pruner"] == "s2vite") & (runs["target_macs_ratio"] == 0.3) & (runs["seed"] < 3)
+    claims = all_claims(study, runs[~gone], sites)
+    numbers = claim_of(claims, "`handoff` makes pruned").numbers
+    assert "over 7 cells of host and budget (without s2vite at 0.3: other seeds): " in numbers
+
+
+def test_a_cost_that_differs_is_told(tmp_path: Path) -> None:
+    claims = with_weights(tmp_path)
+    assert "at 0.600 of the MACs of `none`" in claim_of(claims, "published pair", WEIGHTS).numbers
+    assert "of the MACs" not in claim_of(claims, "published pair", "taylor").numbers
+    assert "n = 5, at 0.600 of its MACs" in claim_of(claims, "`published` relieves").numbers
+    assert "of its MACs" not in claim_of(claims, "`distillation` relieves").numbers
+
+
+def test_few_seeds_of_a_headline_are_told_and_how_hosts_are_counted(tmp_path: Path) -> None:
+    told = "carried by 3 seeds, a headline needs 5"
+    (tmp_path / "few").mkdir()
+    few = with_weights(tmp_path / "few", (0, 1, 2))
+    headlines = [c for c in few if c.topic in ("burden", "published", "best")]
+    assert headlines
+    assert all(told in c.numbers for c in headlines if "not defined" not in c.numbers)
+    assert not any("carried by" in c.numbers for c in with_weights(tmp_path))
+    for claim in (c for c in few if "recovers" in c.sentence or "way back" in c.sentence):
+        assert "at least half and the interval (not corrected by Holm) above zero" in claim.numbers
+
+
 def test_what_is_not_there_is_not_claimed(tmp_path: Path) -> None:
-    world = World(cost=dict.fromkeys(COST, 0.06), excess=0.0)
+    world = World(cost=dict.fromkeys(COST, 0.06), excess=0.0, damage=0.0)
     found = verdicts(grid(), world, tmp_path, seed=1)
     # Being as good as a distillation that does nothing is true here, and so is beating the twin.
     true = {sentence for sentence in found if "twin" in sentence or "at least as good" in sentence}

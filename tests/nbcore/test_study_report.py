@@ -116,6 +116,29 @@ def test_verdicts_for_programs_are_those_of_the_report(finished: Path) -> None:
     assert told["trials"] == []
 
 
+def test_costs_that_differ_are_told_apart_from_those_that_do_not(finished: Path) -> None:
+    text = (finished / "README.md").read_text()
+    assert "a host that compacts, MACs differ by at most 0.00 % of the dense model's." in text
+    assert "Within one of `weights`, which does not compact, they differ by up to 40.0 %" in text
+    assert "includes what it takes from a dense model by making it cheaper" in text
+    assert "these three over the seeds that all arms they compare have" in text
+    assert "`checkpoints/flips/README.md`" in text
+
+
+def test_one_dense_model_for_all_seeds_has_no_seeds_and_no_interval(
+    finished: Path, tmp_path: Path
+) -> None:
+    copy_tables(finished, tmp_path)
+    text = write_report(study(fork="checkpoints/dense"), tmp_path).read_text()
+    assert "over 3 measurements of the one dense model)" in text
+    assert "over 3 seeds)" in text  # those trained on
+    assert "intervals say nothing of other dense models" in text
+    with (tmp_path / "summary.csv").open(newline="") as file:
+        dense, plus, *_ = csv.DictReader(file)
+    assert (dense["pruner"], dense["seeds"], dense["top1_low"]) == ("dense", "1", "")
+    assert (plus["seeds"], plus["top1_low"] != "") == ("3", True)
+
+
 def test_what_was_cut_and_what_failed_is_told(finished: Path, tmp_path: Path) -> None:
     tables = copy_tables(finished, tmp_path)
     rows = [

@@ -178,6 +178,25 @@ def test_complete_part_prefers_three_seeds_to_more_cells() -> None:
     assert overall(table).mean == pytest.approx(6.5 / 3)
 
 
+def present(*seeds: set[int]) -> pd.DataFrame:
+    """One cell for each set of seeds that were run."""
+    columns = {(f"host{i}", 0.1): pd.Series(1.0, sorted(own)) for i, own in enumerate(seeds)}
+    return pd.DataFrame(columns)
+
+
+def test_complete_part_is_found_where_sets_of_seeds_only_overlap() -> None:
+    # Any one cell has 4 seeds; all three share 1, 2 and 3: 9 values.
+    part = complete_part(present({0, 1, 2, 3}, {1, 2, 3, 4}, {1, 2, 3, 5}))
+    assert part.index.tolist() == [1, 2, 3]
+    assert part.shape == (3, 3)
+
+
+def test_of_equal_parts_that_with_more_seeds_is_taken() -> None:
+    # 4 seeds x 3 cells or 3 seeds x 4 cells.
+    part = complete_part(present({1, 2, 3}, *[{1, 2, 3, 4}] * 3))
+    assert part.shape == (4, 3)
+
+
 def test_families_are_corrected() -> None:
     table = pd.DataFrame(
         {("a", 0.1): [1.0, 2.0, 3.0], ("a", 0.3): [3.0, 2.0, 1.0], ("b", 0.1): [1.0, 1.2, 0.9]}

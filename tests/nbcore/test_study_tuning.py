@@ -8,9 +8,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from nbcore.recipes import PHOTO_OPTIONS
 from nbcore.study.grid import Block, StudyConfig, Wave
 from nbcore.study.report import write_report
-from nbcore.study.tuning import trials
+from nbcore.study.studies import STUDIES
+from nbcore.study.tables import read_frames
+from nbcore.study.tuning import trials, tuning_section
 from tests.nbcore.study_tables import World, write_tables
 from tests.nbcore.tiny_study import tiny_study
 
@@ -44,28 +47,92 @@ def runs_with(losses: dict[tuple[str, str], float]) -> pd.DataFrame:
     )
 
 
-def test_the_smallest_validation_loss_over_complete_cells_is_chosen() -> None:
-    table = trials(
-        study(),
-        runs_with(
-            {
-                ("taylor", "none"): 0.1,
-                ("taylor", "none@0"): 0.6,
-                ("taylor", "none@1"): 0.5,
-                ("random", "none@0"): 0.2,  # its rival was not run there, so it does not count
-                ("taylor", "handoff@0"): 0.4,
-                ("taylor", "handoff@1"): 0.5,
-                ("random", "handoff@0"): 0.6,
-                ("random", "handoff@1"): 0.3,
-            }
-        ),
-    ).set_index("setting")
-    assert table["cells"].to_dict() == {"none@0": 1, "none@1": 1, "handoff@0": 2, "handoff@1": 2}
-    # handoff: (0.4 + 0.6) / 2 and (0.5 + 0.3) / 2.
-    expected = {"none@0": 0.6, "none@1": 0.5, "handoff@0": 0.5, "handoff@1": 0.4}
+LOSSES = {
+    ("taylor", "none"): 0.1,
+    ("taylor", "none@0"): 0.6,
+    ("taylor", "none@1"): 0.5,  # better, but random lacks it
+    ("random", "none@0"): 0.2,
+    ("taylor", "handoff@0"): 0.4,
+    ("taylor", "handoff@1"): 0.5,
+    ("random", "handoff@0"): 0.6,
+    ("random", "handoff@1"): 0.3,
+}
+
+
+def test_the_smallest_validation_loss_of_settings_that_all_cells_have_is_chosen() -> None:
+    table = trials(study(), runs_with(LOSSES)).set_index("setting")
+    assert table["cells"].to_dict() == {"none@0": 2, "none@1": 1, "handoff@0": 2, "handoff@1": 2}
+    assert list(table.index[~table["complete"]]) == ["none@1"]
+    # none@0: (0.6 + 0.2) / 2; handoff: (0.4 + 0.6) / 2 and (0.5 + 0.3) / 2.
+    expected = {"none@0": 0.4, "none@1": 0.5, "handoff@0": 0.5, "handoff@1": 0.4}
     assert table["val_loss"].to_dict() == pytest.approx(expected)
-    assert sorted(table.index[table["chosen"]]) == ["handoff@1", "none@1"]
+    assert sorted(table.index[table["chosen"]]) == ["handoff@1", "none@0"]
     assert table.loc["handoff@1", "options"] == "ridge 1"
+
+
+def test_a_setting_with_the_smallest_loss_that_some_cell_lacks_is_not_chosen() -> None:
+    table = trials(study(), runs_with(LOSSES | {("taylor", "none@1"): 0.1})).set_index("setting")
+    assert table.loc["none@1", "val_loss"] < table.loc["none@0", "val_loss"]
+    assert sorted(table.index[table["chosen"]]) == ["handoff@1", "none@0"]
+
+
+def test_trials_are_counted_in_every_cell(tmp_path: Path) -> None:
+    write_tables(study(), World(), tmp_path)
+    runs, _, _ = read_frames(tmp_path)
+    lacks = (runs["pruner"] == "random") & (runs["mitigation"] == "none@1")
+    lacks &= runs["target_macs_ratio"] == 0.3
+    lines = list(tuning_section(study(), runs[~lacks]))
+    head = "| mitigation | `taylor` at 0.5 | `random` at 0.5 | `taylor` at 0.3 | `random` at 0.3 |"
+    assert any(line.startswith(head) for line in lines)
+    # The last: compared.
+    assert "| `none` | 2 | 2 | 2 | 1 | 1 |" in lines
+    assert "| `handoff` | 2 | 2 | 2 | 2 | 2 |" in lines
+    assert sum("| (" in line for line in lines) == 1
+
+
+STUDY_FOLDERS = Path(__file__).parents[2] / "checkpoints" / "study"
+
+
+def chosen_in(name: str) -> dict[str, dict[str, object]]:
+    """What a tuning study that was run chose, by mitigation."""
+    tuning = STUDIES[name]()
+    runs, _, _ = read_frames(STUDY_FOLDERS / name)
+    table = trials(tuning, runs)
+    best = table[table["chosen"]]
+    return {
+        row["mitigation"]: dict(tuning.settings[row["setting"]]) for row in best.to_dict("records")
+    }
+
+
+def test_recipes_use_what_was_chosen_for_photos() -> None:
+    chosen = chosen_in("imagenette-tuning")
+    host = chosen.pop("none")
+    assert chosen == PHOTO_OPTIONS
+    judged = STUDIES["imagenette-vit-tiny"]()
+    assert host == {"lr": judged.arm.lr, "end": judged.prune.end}
+
+
+def test_the_study_of_cifar10_uses_what_was_chosen_and_notes_what_was_not_tried() -> None:
+    chosen, judged = chosen_in("cifar10-tuning"), STUDIES["cifar10-four-layer"]()
+    tuning = STUDIES["cifar10-tuning"]()
+    assert chosen["none"] == {"lr": judged.arm.lr, "end": judged.prune.end}
+    for name in ("token_merging", "handoff", "distillation"):
+        assert chosen[name] == judged.mitigation_options[name]
+    notes = " ".join(judged.notes)
+    # Mitigations were tried with another learning rate and end of pruning.
+    assert f"at lr {tuning.arm.lr:g} with pruning done after 60 %" in notes
+    assert tuning.prune.end == 0.6
+    assert f"all arms have lr {judged.arm.lr:g} and 30 %" in notes
+    assert judged.prune.end == 0.3
+    fade = judged.mitigation_options["persistent_dynamic"]["fade"]
+    tried = {
+        options["fade"] for name, options in tuning.settings.items() if name.startswith("persist")
+    }
+    assert fade not in tried
+    assert f"fades in over {fade} steps, which was not among those tried (0, 18, 54)" in notes
+    assert tried == {0, 18, 54}
+    # Why: 8 epochs of 46 steps, twelve choices within 30 % of them.
+    assert 8 * 46 * judged.prune.end // judged.prune.updates == fade
 
 
 def test_the_report_of_a_tuning_study_shows_trials_and_tests_no_claim(tmp_path: Path) -> None:

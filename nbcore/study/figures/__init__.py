@@ -15,7 +15,7 @@ from nbcore.study.figures.burden import draw_burden
 from nbcore.study.figures.forest import draw_recovered, draw_relief
 from nbcore.study.figures.load import draw_load
 from nbcore.study.figures.style import STYLE, save_png
-from nbcore.study.grid import StudyConfig
+from nbcore.study.grid import TWIN, WEIGHTS, StudyConfig
 
 Frames = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
 
@@ -28,24 +28,31 @@ def draw_figures(study: StudyConfig, frames: Frames, folder: Path) -> dict[str, 
     """
     runs, sites, history = frames
     best = best_mitigation(study, runs)
+    twin = ", the small twin the open squares" if (runs["pruner"] == TWIN).any() else ""
+    on_top = (
+        " Merging makes models of `weights` cheaper, not those of other hosts."
+        if (runs["pruner"] == WEIGHTS).any()
+        else ""
+    )
     drawings: dict[str, tuple[Callable[[], Figure | None], str]] = {
         "accuracy.png": (
             lambda: draw_accuracy(study, runs, best),
             "Test accuracy against cost for each host; the dense model that arms fork from is the "
-            "dotted line, trained on as long as they the dashed one, the small twin the open "
-            "squares. Means and 95 % intervals over seeds.",
+            f"dotted line, trained on as long as they the dashed one{twin}. Means and 95 % "
+            "intervals over seeds.",
         ),
         "recovered.png": (
             lambda: draw_recovered(study, runs),
             "Share of the pruning loss that each mitigation brings back: 0 nothing, 100 % the "
             "accuracy of the dense model trained on. Small: hosts; black: all hosts together, with "
-            "Fieller's 95 % interval.",
+            "Fieller's 95 % interval where one exists. A triangle at the edge stands for a dot, or "
+            f"for the end of an interval, that lies beyond it.{on_top}",
         ),
         "difference_in_differences.png": (
             lambda: draw_relief(study, runs),
-            "What a mitigation adds to pruned models beyond what it adds to the dense one. Right "
-            "of zero it relieves pruning; at zero it helps or harms every model alike. Small: "
-            "hosts; black: all hosts together.",
+            "What a mitigation M adds to pruned models beyond what it adds to the dense one, in "
+            "points of top-1. Right of zero it relieves pruning; at zero it helps or harms every "
+            f"model alike. Small: hosts; black: all hosts together, with 95 % intervals.{on_top}",
         ),
         "burden.png": (
             lambda: draw_burden(runs, sites),

@@ -51,7 +51,7 @@ def draw_recovered(study: StudyConfig, runs: pd.DataFrame) -> Figure | None:
     return _forest(
         per_cell,
         together,
-        "recovered share of the pruning loss (%)",
+        "recovered share\nof the pruning loss (%)",
         marks=(0, 50, 100),
         limits=(-75, 175),
     )
@@ -67,7 +67,7 @@ def draw_relief(study: StudyConfig, runs: pd.DataFrame) -> Figure | None:
     return _forest(
         per_cell,
         lambda name, cells: overall(tables[name][cells]),
-        "(pruned + M − pruned) − (dense + M − dense), points of top-1",
+        "(pruned + M − pruned)\n− (dense + M − dense), points",
         marks=(0,),
         limits=None,
     )
@@ -91,7 +91,10 @@ def _forest(
     if not panels:
         return None
     names = list(per_cell)
-    figure = Figure(figsize=(2.6 + 2.5 * len(panels), 0.6 * len(names) + 1.3), layout="constrained")
+    # Inches that the longest name takes: panels keep their width beside it.
+    margin = max(2.6, 0.07 * max(len(spoken(name)) for name in names))
+    size = (margin + 2.5 * len(panels), 0.6 * len(names) + 1.3)
+    figure = Figure(figsize=size, layout="constrained")
     all_axes = figure.subplots(1, len(panels), sharey=True, sharex=True, squeeze=False)[0]
     order: dict[str, None] = {}
     for axes, (title, own) in zip(all_axes, panels.items(), strict=True):
@@ -103,12 +106,13 @@ def _forest(
             if row:
                 axes.axhline(row - 0.5, color="#E6E6E6", lw=0.8, zorder=0)
             if here:
-                _diamond(axes, row - 0.27, together(name, here))
+                _diamond(axes, row - 0.27, together(name, here), limits)
             for position, (cell, (text, style)) in enumerate(styles.items()):
                 if cell in here:
                     y = row - 0.1 + position * min(0.15, 0.5 / max(1, len(styles) - 1))
                     mean = 100 * per_cell[name][cell].mean
                     axes.plot(mean, y, ls="none", ms=3.8, label=text, **style)
+                    _beyond(axes, mean, y, limits, style["color"])
         order |= dict.fromkeys(text for text, _ in styles.values())
         axes.set_title(title, loc="left")
         axes.set_ylim(len(names) - 0.5, -0.5)
@@ -134,7 +138,19 @@ def _dot_styles(cells: Sequence[Cell]) -> dict[Cell, tuple[str, dict[str, Any]]]
     return {cell: (host_name(cell[0]), host_style(cell[0])) for cell in ordered}
 
 
-def _diamond(axes: Axes, y: float, estimate: Estimate) -> None:
+def _diamond(axes: Axes, y: float, estimate: Estimate, limits: tuple[float, float] | None) -> None:
     if not math.isnan(estimate.low):
         axes.plot([100 * estimate.low, 100 * estimate.high], [y, y], color=BLACK, lw=1.6)
     axes.plot(100 * estimate.mean, y, "D", color=BLACK, ms=5.5, mec="white", mew=0.8, zorder=5)
+    for value in (estimate.low, estimate.mean, estimate.high):
+        _beyond(axes, 100 * value, y, limits, BLACK)
+
+
+def _beyond(
+    axes: Axes, value: float, y: float, limits: tuple[float, float] | None, colour: str
+) -> None:
+    """A triangle at the edge of the panel for a value that lies beyond it."""
+    if limits is None or not (value < limits[0] or value > limits[1]):
+        return
+    edge, marker = (limits[0], "<") if value < limits[0] else (limits[1], ">")
+    axes.plot(edge, y, marker, color=colour, ms=5, mew=0, clip_on=False, zorder=6)

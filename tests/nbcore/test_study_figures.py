@@ -1,0 +1,103 @@
+"""Figures of a study: nothing is cut off or left out in silence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from nbcore.study.figures import draw_figures
+from nbcore.study.figures.forest import draw_recovered, draw_relief
+from nbcore.study.figures.style import STYLE
+from nbcore.study.grid import DENSE_PLUS, TWIN, Block, StudyConfig, Wave
+from nbcore.study.tables import read_frames
+from tests.nbcore.study_tables import World, write_tables
+from tests.nbcore.tiny_study import tiny_study
+
+MITIGATIONS = ("none", "handoff", "distillation")
+LONG = "persistent_dynamic+handoff+burden_quota"
+
+
+def study(mitigations: tuple[str, ...] = MITIGATIONS, *, twin: bool = False) -> StudyConfig:
+    """One budget, so one panel."""
+    blocks = (
+        Block(hosts=("taylor", "random"), mitigations=mitigations, ratios=(0.3,)),
+        Block(hosts=(DENSE_PLUS,), mitigations=mitigations, ratios=(1.0,)),
+        *([Block(hosts=(TWIN,), mitigations=("none",), ratios=(0.3,))] if twin else []),
+    )
+    return tiny_study(waves=(Wave(seeds=(0, 1, 2), blocks=blocks),))
+
+
+def runs_with(handoff: tuple[float, float, float]) -> pd.DataFrame:
+    """Pruning costs 0.1 with every seed; `handoff` brings back these shares on `taylor`, a tenth
+    more than half on `random`."""
+    rows = []
+    for seed, share in enumerate(handoff):
+        for pruner, mitigation, ratio, top1 in (
+            (DENSE_PLUS, "none", 1.0, 0.9),
+            ("taylor", "none", 0.3, 0.8),
+            ("taylor", "handoff", 0.3, 0.8 + 0.1 * share),
+            ("random", "none", 0.3, 0.8),
+            ("random", "handoff", 0.3, 0.86),
+        ):
+            rows.append((pruner, mitigation, ratio, seed, top1))
+    columns = ["pruner", "mitigation", "target_macs_ratio", "seed", "top1"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def triangles(figure: Figure | None) -> list[tuple[str, float]]:
+    """Marker and place of what is drawn at an edge."""
+    assert figure is not None
+    return [
+        (line.get_marker(), float(np.ravel(line.get_xdata())[0]))
+        for axes in figure.axes
+        for line in axes.lines
+        if line.get_marker() in ("<", ">")
+    ]
+
+
+def test_a_dot_beyond_the_limits_is_a_triangle_at_the_edge() -> None:
+    # taylor -200 %, both hosts -70 %, random 60 %.
+    figure = draw_recovered(study(), runs_with((-2.0, -2.0, -2.0)))
+    assert triangles(figure) == [("<", -75)]
+
+
+def test_an_interval_that_leaves_the_axis_ends_in_a_triangle() -> None:
+    # taylor 100 % and 83 % together, but from seed to seed -50 to 250.
+    figure = draw_recovered(study(), runs_with((-0.5, 1.0, 2.5)))
+    assert triangles(figure) == [("<", -75), (">", 175)]
+
+
+def test_nothing_within_the_limits_is_a_triangle() -> None:
+    assert triangles(draw_recovered(study(), runs_with((0.4, 0.5, 0.6)))) == []
+
+
+def test_the_label_of_a_single_panel_is_not_cut_off() -> None:
+    # The longer the names of mitigations, the narrower the panel.
+    runs = runs_with((0.4, 0.5, 0.6)).replace({"mitigation": {"handoff": LONG}})
+    with rc_context(STYLE):
+        for draw in (draw_recovered, draw_relief):
+            figure = draw(study(("none", LONG)), runs)
+            assert figure is not None
+            assert len(figure.axes) == 1
+            FigureCanvasAgg(figure).draw()
+            label = figure.axes[0].xaxis.label.get_window_extent()
+            (legend,) = figure.legends
+            assert figure.bbox.x0 <= label.x0
+            assert label.x1 <= figure.bbox.x1
+            assert legend.get_window_extent().y1 <= label.y0
+
+
+@pytest.mark.parametrize("twin", [True, False])
+def test_captions_speak_of_what_is_drawn(twin: bool, tmp_path: Path) -> None:
+    config = study(twin=twin)
+    write_tables(config, World(), tmp_path)
+    captions = draw_figures(config, read_frames(tmp_path), tmp_path / "figures")
+    assert ("the small twin" in captions["accuracy.png"]) == twin
+    assert "A triangle at the edge" in captions["recovered.png"]
+    assert "`weights`" not in captions["recovered.png"]
