@@ -33,11 +33,11 @@ COPY --chown=1000 nbcore nbcore
 COPY --chown=1000 checkpoints checkpoints
 COPY --chown=1000 app app
 
-# A Space stands behind a proxy, so the address of a visitor is what the proxy says.
+# A Space stands behind a proxy of a private network, so the address of a visitor is the last that is not of one.
 ENV NB_HOST=0.0.0.0 \
     NB_PORT=7860 \
     NB_LOG_FORMAT=json \
-    NB_TRUSTED_PROXIES=* \
+    NB_TRUSTED_PROXIES=127.0.0.0/8,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,100.64.0.0/10,::1 \
     NB_RATE_PER_MINUTE=240
 
 EXPOSE 7860

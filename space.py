@@ -16,7 +16,8 @@ SETTINGS = {
     "NB_PORT": "7860",
     "NB_DEVICE": "cpu",
     "NB_LOG_FORMAT": "json",
-    "NB_TRUSTED_PROXIES": "*",
+    # What a visitor wrote before them, anybody can write.
+    "NB_TRUSTED_PROXIES": "127.0.0.0/8,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,100.64.0.0/10,::1",
     "NB_RATE_PER_MINUTE": "240",
 }
 """Variables of the Space's own settings win."""

@@ -160,6 +160,7 @@ class Beforehand:
 
     def _run(self) -> None:
         try:
+            self._service.opened.wait()
             found = first_view(self._service, self._examples)
             if found is not None:
                 for listener in self.listeners:

@@ -24,6 +24,9 @@ FORM_BYTES = 64 * 1024
 BUSY_RETRY_S = 5
 UPLOAD = re.compile(r"/gradio_api/upload/?")
 CALL = re.compile(r"/gradio_api/(queue/join|call/.+|run/.+|api/.+|mcp.*)")
+FOREIGN = re.compile(r".*/file[=/]\s*https?:.*", re.IGNORECASE | re.DOTALL)
+"""Gradio would fetch what lies there and pass it on."""
+TAKE = "/take/"
 RESULTS = re.compile(r"/gradio_api/(?:queue/data|call/.+/(\w+))/?")
 """Streams of answers; those of a call end with its id."""
 
@@ -87,8 +90,11 @@ class Gate:
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         """The answer to a request that is not let in."""
         path = scope["path"]
+        if FOREIGN.fullmatch(path):
+            return self._turn_away("proxy", 403, text.ERROR_PROXY)
         is_call = CALL.fullmatch(path) is not None
-        if scope["method"] != "POST" or not (is_call or UPLOAD.fullmatch(path)):
+        is_work = is_call or UPLOAD.fullmatch(path)
+        if not ((scope["method"] == "POST" and is_work) or path.startswith(TAKE)):
             return None
         if self.closed:
             return self._turn_away("stopping", 503, text.ERROR_STOPPING, BUSY_RETRY_S)

@@ -8,6 +8,7 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
+from gradio import queueing, route_utils, routes
 from gradio.utils import get_upload_folder
 
 from app.journal import Call
@@ -54,6 +55,17 @@ def set_up(log_format: str) -> None:
     handler.setFormatter(JsonFormatter() if log_format == "json" else PlainFormatter(LINE))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    for module in (queueing, routes, route_utils):
+        # They print tracebacks past all formatters, the names of visitors' files included.
+        module.traceback = _Logged()  # type: ignore[attr-defined]
+
+
+class _Logged:
+    """What Gradio uses of the module `traceback`."""
+
+    def print_exc(self) -> None:
+        """Log the error that is being handled."""
+        logging.getLogger("gradio").exception("a call failed")
 
 
 def log_call(call: Call) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 # Captum brings pyplot, at which Gradio looks before every call: while another thread imports it
 # for the first time, that call would fail. So it is here whole before anything is served.
+import anyio
 import captum.attr  # noqa: F401
 import gradio as gr
 from fastapi import FastAPI
@@ -21,6 +22,7 @@ from app.journal import Journal
 from app.logs import log_call
 from app.metrics import Gauges, Metrics
 from app.readable import script
+from app.remote import fetch_within
 from app.service import Service
 from app.sessions import Sessions, forget_stream
 from app.settings import Settings
@@ -28,9 +30,12 @@ from app.takeaway import FILES, Takeaway
 from app.theme import FAVICON, STYLES, theme
 from app.ui import build_page
 from app.watch import watch
+from app.wrong_calls import explain_wrong_calls
 
 SESSIONS = 500
 """Open pages whose results are remembered; the oldest forgets first."""
+DRAWN_AT_ONCE = 2
+"""Files to take away that are made at the same time: a picture takes a second of a core."""
 SUMMARIES = {"GRADIO_ANALYTICS_MAX_EVENTS": "1", "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(2**62)}
 """After each call, Gradio sums up the last 10,000 for a page that nobody sees; /metrics counts."""
 
@@ -43,13 +48,13 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
         settings: Limits of uploads, queue and concurrency.
     """
     app = FastAPI(title="neural burden", docs_url=None, redoc_url=None, openapi_url=None)
-    files = Takeaway(service)
+    files, drawing = Takeaway(service), anyio.CapacityLimiter(DRAWN_AT_ONCE)
 
     @app.get("/take/{token}/{name}")
-    def take(token: str, name: str) -> Response:
+    async def take(token: str, name: str) -> Response:
         """A file of an open page, made now."""
         try:
-            data = files.file(token, name)
+            data = await anyio.to_thread.run_sync(files.file, token, name, limiter=drawing)
         except UserError as error:
             return PlainTextResponse(str(error), status_code=404)
         headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
@@ -83,6 +88,8 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
         footer_links=["api"],
     )
     Sessions(page, mounted)
+    fetch_within(settings.max_upload_mb)
+    explain_wrong_calls(mounted)
     # Mounting writes the page's config, which this one changes.
     first.start()
     return mounted
@@ -115,18 +122,18 @@ def _guard(app: FastAPI, page: gr.Blocks, service: Service, settings: Settings) 
     app.add_middleware(Guarded, gate=gate)
 
     @app.get("/healthz")
-    def healthz() -> dict[str, str]:
+    async def healthz() -> dict[str, str]:
         """The process answers."""
         return {"status": "ok"}
 
     @app.get("/readyz")
-    def readyz() -> JSONResponse:
+    async def readyz() -> JSONResponse:
         """200 while calls may be sent here, else 503; the body tells what is served and on what."""
         state = _standing(service, gate)
         return JSONResponse(state, status_code=200 if state["ready"] else 503)
 
     @app.get("/metrics")
-    def metrics_route() -> Response:
+    async def metrics_route() -> Response:
         """What Prometheus reads."""
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,10 @@ class Service:
         exact = settings.precision == "fp32"
         self._effects = {} if exact else effects(registry.folder, variants, settings.precision)
         self.flips = FlipBook(registry)
+        self.opened = threading.Event()
+        """Whoever uses torch on a GPU of its own accord waits for this: see `start_checks`."""
+        if self.predictor.torch_device == "cpu":
+            self.opened.set()
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Service:
@@ -111,6 +116,7 @@ class Service:
                     self.predictor.warm(model)
                 except UserError as error:
                     self.registry.refuse(model.id, str(error))
+            self.opened.set()
         self.parity.start(photos, self.default_variants())
 
     def wait_for_checks(self, timeout: float) -> None:

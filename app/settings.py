@@ -103,9 +103,9 @@ class Settings:
     trusted_proxies: str = field(
         default="127.0.0.1",
         metadata=_spec(
-            "addresses whose X-Forwarded-For is believed, by commas; * believes all",
+            "addresses and networks whose X-Forwarded-For is believed, by commas; * believes all",
             lambda value: str(value).strip(),
-            "addresses by commas, or *",
+            "addresses and networks by commas, or *",
             bool,
         ),
     )

@@ -34,13 +34,16 @@ LAYER = "Layer"
 SITE = "Part of the layer"
 SITE_KINDS = {"attn": "attention", "mlp": "MLP"}
 SITE_HINT = "Attention mixes patches; the MLP works on each patch alone."
+SITE_NONE = "Output error belongs to a layer as a whole."
 
 # Progress
 INVITATION = "Choose a photo and press Compare."
+PRESS_COMPARE = "Press Compare to see the models you chose."
+MODELS_SHOWN = "The models you chose are shown."
 FIRST_VIEW = "An example to begin with. Now choose a photo of your own, or other models."
 FIRST_VIEW_SHIPPED = (
-    "An example to begin with, as it was compared when these models were published; this server is "
-    "comparing it again. Now choose a photo of your own, or other models."
+    "An example, as it was compared when these models were published; this server is comparing it "
+    "again."
 )
 WORKING_PREDICT = "Asking each model …"
 WORKING_BURDEN = "Measuring what each layer carries …"
@@ -60,6 +63,7 @@ PREDICTIONS_SHOWS = (
     "The most likely classes; the small number is the change against the dense model, in "
     "percentage points."
 )
+TRUTH = "Really: {truth}, as the test set has it."
 REFERENCE = "the reference"
 DENSE_MEANS = "The model before any pruning, against which the others are held."
 VARIANT_MEANS = (
@@ -284,6 +288,8 @@ POSTER_VALUES = "Hollow marks: the dense model cut live, before retraining."
 ERROR_TAKE_GONE = "This page is no longer open or shows nothing; compare again, then download."
 ERROR_TAKE_NAME = "There is no file {name!r}; available: {known}."
 ERROR_LINK_VALUE = "This link names the {what} {value!r}; available: {known}."
+ERROR_LINK_MODEL = "This link names the model {model!r}, which is not served here."
+LINK_REFUSED = "{problem} The usual example is shown instead."
 ERROR_LINK_SHARE = "This link turns off {share!r} percent; a share is a whole number from 0 to 100."
 ERROR_LINK_FLIP = "This link names the photo {flip!r} of Flips, which is not packed here."
 ERROR_LINK_LAYER = "This link names layer {layer!r}; a layer is a whole number from 1 on."
@@ -339,5 +345,15 @@ ERROR_NO_PHOTO = "Choose a photo first: upload one, paste one, or click an examp
 ERROR_NOT_UPLOADED = (
     "The image must be an uploaded file: in Python wrap its path in gradio_client.handle_file."
 )
+ERROR_REMOTE = (
+    "No photo could be fetched from that address. It must be public and begin with http:// or "
+    "https://; else download the photo and send it as a file."
+)
+ERROR_REMOTE_SLOW = (
+    "That address did not give its photo within {seconds} s; download it and send it as a file."
+)
+ERROR_REMOTE_LARGE = "What lies at that address is larger than {limit} MB, the most taken here."
+ERROR_PROXY = "This server shows its own files and no others'."
+ERROR_CALL = "{what}; {info} describes every call with its parameters."
 ERROR_NO_LIST = "variants must be a list of ids, got {variants!r}; /models lists them."
 ERROR_COUNT = "Choose two to four models; {count} chosen."

@@ -3,13 +3,18 @@ out."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from starlette.types import Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from space import SETTINGS
 from tests.image.dockerfile import Step, context, parse
 from tests.sources import ROOT
 
@@ -83,7 +88,33 @@ def test_variables_of_the_image_are_settings_of_the_app() -> None:
     named = {key for key in variables if key.startswith("NB_")}
     assert named <= {f"NB_{name.upper()}" for name in Settings.__dataclass_fields__}
     assert settings.log_format == "json"
-    assert settings.trusted_proxies == "*"
+    assert settings.trusted_proxies == SETTINGS["NB_TRUSTED_PROXIES"]
+
+
+@pytest.mark.parametrize(
+    ("told", "client"),
+    [
+        ("198.51.100.7", "198.51.100.7"),
+        # The first is what the visitor wrote.
+        ("203.0.113.9, 198.51.100.7", "198.51.100.7"),
+        ("203.0.113.9, 198.51.100.7, 10.20.0.3", "198.51.100.7"),
+    ],
+)
+def test_a_visitor_behind_a_proxy_cannot_choose_the_address(told: str, client: str) -> None:
+    seen = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope["client"][0])
+
+    scope = {
+        "type": "http",
+        "scheme": "http",
+        "client": ("10.1.2.3", 4000),
+        "headers": [(b"x-forwarded-for", told.encode())],
+    }
+    guarded: Any = ProxyHeadersMiddleware(app, SETTINGS["NB_TRUSTED_PROXIES"])  # type: ignore[arg-type]
+    asyncio.run(guarded(scope, None, None))
+    assert seen == [client]
 
 
 def test_every_file_that_is_copied_is_in_the_context() -> None:

@@ -79,6 +79,28 @@ def test_each_address_has_its_own_rate_and_is_told_when_to_come_back() -> None:
     assert stage.reasons == ["rate", "rate"]
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/file=https://example.org/page",
+        "/gradio_api/file=%20HTTP://example.org/page",
+        "/gradio_api/file/http://example.org/page",
+    ],
+)
+def test_nobody_is_shown_what_lies_on_other_servers(method: str, path: str) -> None:
+    stage = Stage()
+    assert stage.client.request(method, path).status_code == 403
+    assert stage.client.get("/gradio_api/file=/tmp/own/https.jpg").status_code == 200
+    assert stage.reasons == ["proxy"]
+
+
+def test_files_to_take_away_count_as_calls_do() -> None:
+    stage = Stage(rate_per_minute=2)
+    found = [stage.client.get("/take/abc/comparison.png").status_code for _ in range(3)]
+    assert found == [200, 200, 429]
+
+
 def test_no_rate_is_no_limit() -> None:
     stage = Stage(rate_per_minute=0)
     assert {stage.client.post(CALLS[0]).status_code for _ in range(50)} == {200}

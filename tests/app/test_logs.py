@@ -7,10 +7,11 @@ import logging
 import sys
 
 import pytest
+from gradio import queueing, route_utils, routes
 from gradio.utils import get_upload_folder
 
 from app.journal import Call
-from app.logs import LINE, JsonFormatter, PlainFormatter, log_call
+from app.logs import LINE, JsonFormatter, PlainFormatter, log_call, set_up
 
 
 def record(message: str, *, exc_info: object = None, **extra: object) -> logging.LogRecord:
@@ -50,3 +51,23 @@ def test_names_of_uploads_stay_out_of_messages_and_tracebacks(formatter: logging
     assert "0a1b" not in line
     assert line.count("<upload>") == 2
     assert "cannot open" in line
+
+
+def test_tracebacks_of_gradio_pass_by_no_formatter(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
+    for module in (queueing, routes, route_utils):
+        monkeypatch.setattr(module, "traceback", module.traceback)
+    set_up("json")
+    path = f"{get_upload_folder()}/0a1b/My holiday.jpg"
+    try:
+        raise ValueError(f"received {path}")
+    except ValueError:
+        queueing.traceback.print_exc()
+    (line,) = capfd.readouterr().err.splitlines()
+    entry = json.loads(line)
+    assert "received <upload>" in entry["traceback"]
+    assert "holiday" not in line

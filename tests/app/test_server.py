@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -14,6 +17,7 @@ from starlette.routing import Mount
 from app.server import create_app
 from app.service import Service
 from app.settings import Settings
+from app.takeaway import Takeaway
 from tests.app.folders import copy_of, flip_byte, ids_by_mitigation
 from tests.app.serving import Served, serve
 from tests.sources import ROOT
@@ -53,6 +57,48 @@ def test_readiness_waits_for_the_start_up_checks(tiny_checkpoints: Path) -> None
         service.registry.refuse(key, "it is broken")
     broken = client.get("/readyz")
     assert (broken.status_code, broken.json()["ready"]) == (503, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "status", "words"),
+    [
+        ("v2/nope", {}, 404, "there is no call 'nope'"),
+        ("nope", {"data": []}, 404, "there is no call 'nope'"),
+        ("v2/predict", {}, 422, "image"),
+        ("v2/predict", {"image": None, "nope": 1}, 422, "nope"),
+        ("v2/flips", {}, 422, "pattern"),
+    ],
+)
+def test_a_call_that_makes_no_sense_is_told_why(
+    served: Served, name: str, body: dict[str, Any], status: int, words: str
+) -> None:
+    answer = httpx.post(f"{served.url}/gradio_api/call/{name}", json=body)
+    assert answer.status_code == status
+    assert words in answer.json()["detail"]
+    assert "/gradio_api/info" in answer.json()["detail"]
+
+
+def test_health_answers_while_many_take_files_away(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, go = threading.Semaphore(0), threading.Event()
+
+    def slow(*_: object) -> bytes:
+        began.release()
+        go.wait(30)
+        return b""
+
+    monkeypatch.setattr(Takeaway, "file", slow)
+    with ThreadPoolExecutor(60) as pool:
+        taking = [
+            pool.submit(httpx.get, f"{served.url}/take/abc/numbers.json", timeout=60)
+            for _ in range(60)
+        ]
+        began.acquire(timeout=30)
+        assert httpx.get(f"{served.url}/healthz", timeout=10).is_success
+        assert httpx.get(f"{served.url}/readyz", timeout=10).status_code in (200, 503)
+        go.set()
+        assert {one.result().status_code for one in taking} == {200}
 
 
 def test_metrics_name_the_provider_and_count_what_was_asked(served: Served) -> None:
