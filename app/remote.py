@@ -15,7 +15,6 @@ import gradio as gr
 import httpx
 import safehttpx
 from gradio import processing_utils
-from gradio_client.utils import strip_invalid_filename_characters
 
 from app import text
 from nbcore.checkpoint import write_atomically
@@ -66,8 +65,7 @@ class Fetcher:
             raise
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             raise gr.Error(text.ERROR_REMOTE) from error
-        name = strip_invalid_filename_characters(Path(httpx.URL(url).path).name) or "file"
-        path = Path(cache_dir) / hashlib.sha256(url.encode()).hexdigest() / name
+        path = Path(cache_dir) / hashlib.sha256(url.encode()).hexdigest() / "photo"
         write_atomically(path, data)
         return str(path)
 

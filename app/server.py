@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Any
 
 # Captum brings pyplot, at which Gradio looks before every call: while another thread imports it
 # for the first time, that call would fail. So it is here whole before anything is served.
-import anyio
 import captum.attr  # noqa: F401
 import gradio as gr
 from fastapi import FastAPI
@@ -48,13 +48,14 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
         settings: Limits of uploads, queue and concurrency.
     """
     app = FastAPI(title="neural burden", docs_url=None, redoc_url=None, openapi_url=None)
-    files, drawing = Takeaway(service), anyio.CapacityLimiter(DRAWN_AT_ONCE)
+    files, drawing = Takeaway(service), asyncio.Semaphore(DRAWN_AT_ONCE)
 
     @app.get("/take/{token}/{name}")
     async def take(token: str, name: str) -> Response:
         """A file of an open page, made now."""
         try:
-            data = await anyio.to_thread.run_sync(files.file, token, name, limiter=drawing)
+            async with drawing:
+                data = await asyncio.to_thread(files.file, token, name)
         except UserError as error:
             return PlainTextResponse(str(error), status_code=404)
         headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -14,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
+    from nbcore.config import RunConfig
     from nbcore.study import StudyConfig
 
 EPILOG = """\
 a first walk, without any data:
-  python -m nbcore run shapes-quick --out first       train, prune, compact, export (2 minutes on a
-  laptop) python -m nbcore verify --checkpoints first         check everything that was promised
-  python -m app --checkpoints first                   look at it
+  python -m nbcore run shapes-quick --out first    train, prune, compact, export; 2 minutes
+  python -m nbcore verify --checkpoints first      check everything that was promised
+  python -m app --checkpoints first                look at it
 
 with photos:
   python -m nbcore data imagenette --data data --download
@@ -195,6 +197,8 @@ def _data_command(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
 
 def _run_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from nbcore.mitigation import MITIGATIONS
+    from nbcore.pruning import PRUNERS
     from nbcore.recipes import RECIPES
 
     recipes = "\n".join(
@@ -225,6 +229,18 @@ def _run_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     command.add_argument(
         "--only", nargs="+", metavar="ID", help="only these variants; a dense base must exist"
     )
+    own = command.add_argument_group(
+        "an arm of your own", "in place of the recipe's: as its first one, but for what is named"
+    )
+    own.add_argument("--pruner", metavar="NAME", help=f"host: {', '.join(PRUNERS)}")
+    own.add_argument(
+        "--mitigation",
+        metavar="NAME",
+        help=f"one of these, or several joined by +: {', '.join(MITIGATIONS)}",
+    )
+    own.add_argument(
+        "--macs-ratio", type=float, metavar="R", help="MACs over those of dense, such as 0.25"
+    )
     model = command.add_mutually_exclusive_group()
     model.add_argument(
         "--pretrained", action="store_true", help="start from timm's weights (needs a network)"
@@ -243,7 +259,7 @@ def _study_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         help="run a grid of hosts, mitigations, budgets and seeds, and report what it shows",
         description="Run a grid of hosts, mitigations, budgets and seeds; then tables, figures and "
         "a written report. What is done is skipped, whenever the study was stopped.",
-        epilog=f"studies (nbcore/study/grid.py):\n{studies}",
+        epilog=f"studies (nbcore/study/studies.py):\n{studies}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("study", metavar="STUDY", help="one of the names below")
@@ -538,13 +554,17 @@ def _run(options: argparse.Namespace) -> int:
 
     from nbcore.distributed import join
     from nbcore.pipeline import run_variant
-    from nbcore.recipes import RECIPES
+    from nbcore.recipes import OWN, RECIPES, arm_of
 
     processes, own = join(options.device)
     device = own or _device(options.device)
     launched = f"accelerate launch --num_processes {processes.count}"
     python = "python" if processes.count == 1 else launched
-    runs = [replace(config, seed=options.seed) for config in RECIPES[options.recipe]()]
+    recipe = RECIPES[options.recipe]()
+    named = {key: getattr(options, key) for key in OWN if getattr(options, key) is not None}
+    if named:
+        recipe = (recipe[0], arm_of(recipe, **(OWN | named)))
+    runs = [replace(config, seed=options.seed) for config in recipe]
     if options.pretrained or options.weights:
         runs = [
             replace(
@@ -564,7 +584,7 @@ def _run(options: argparse.Namespace) -> int:
     stages = set()
     for config in runs:
         command = (
-            f"{python} -m nbcore run {options.recipe} --only {config.id} "
+            f"{python} -m nbcore run {options.recipe} {_chosen(named, config)} "
             f"--seed {options.seed} --data DIR{start}"
         )
         stage = run_variant(
@@ -575,16 +595,25 @@ def _run(options: argparse.Namespace) -> int:
             print(f"{config.id}: {stage}")
     if "trained" in stages and processes.is_first:
         print(
-            "onnxruntime is not installed here: finish with `python -m nbcore export ID` where it "
-            "is"
+            "onnxruntime is not installed here: finish with `python -m nbcore export ID --data DIR "
+            f"--checkpoints {options.out}` where it is"
         )
     processes.part()
     return 0
 
 
+def _chosen(named: dict[str, Any], config: RunConfig) -> str:
+    """Options of `run` that choose this run."""
+    if not named or config.prune is None:
+        return f"--only {config.id}"
+    return " ".join(f"--{key.replace('_', '-')} {value}" for key, value in named.items())
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if re.fullmatch(r"cpu|cuda(:\d+)?", name) is None:
+        raise ValueError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
@@ -606,16 +635,20 @@ def _list(options: argparse.Namespace) -> int:
     waiting = {path.parent.name for path in options.checkpoints.glob(f"*/{VARIANT}")}
     exists = (options.checkpoints / MANIFEST).exists()
     manifest = Manifest() if waiting and not exists else read_manifest(options.checkpoints)
+    width = max((len(v.id) for v in manifest.variants), default=0)
     for v in manifest.variants:
         top1, onnx = v.metrics.get("top1"), v.files.get("onnx")
         print(
-            f"{v.id:48s} top1 {'-' if top1 is None else f'{top1:.4f}'}  "
+            f"{v.id:{width}s}  top1 {'-' if top1 is None else f'{top1:.4f}'}  "
             f"MACs {v.macs / 1e6:8.1f} M ({v.macs_ratio:.3f})  "
             f"parameters {v.num_params / 1e6:6.3f} M  "
             f"onnx {f'{onnx.size_bytes / 1e6:5.1f} MB' if onnx else '-'}"
         )
     for name in sorted(waiting - {v.id for v in manifest.variants} - set(manifest.refused)):
-        print(f"{name}: trained; complete it with `python -m nbcore export {name}`")
+        print(
+            f"{name}: trained; complete it with `python -m nbcore export {name} --data DIR "
+            f"--checkpoints {options.checkpoints}`"
+        )
     for name, reason in manifest.refused.items():
         print(f"{name}: refused: {reason}")
     return 1 if manifest.refused else 0

@@ -29,7 +29,10 @@ def add_variant(source: Path, folder: Path, data_dir: Path | None) -> Variant:
     if variant.id != source.name:
         raise CheckpointError(f"{source} holds variant {variant.id}; name the folder like it")
     if (folder / variant.id).exists():
-        raise CheckpointError(f"{folder} has a {variant.id} already; remove or rename one of them")
+        raise CheckpointError(
+            f"{folder} has a {variant.id} already; remove one of them, or train under another "
+            "name: an id tells recipe, host, budget and mitigation"
+        )
     _check_entries(folder, source, variant)
     for finding in verify_variant(source.parent, variant, data_dir=data_dir):
         if not finding.ok:

@@ -23,7 +23,8 @@ class Merge:
     block: int
     """Index of the block whose input is merged, >= 1 so that something was mixed before."""
     r: int
-    """Patches that disappear: r tokens are averaged into their most similar ones."""
+    """Patches that disappear: r tokens are averaged into their most similar ones. In training at a
+    smaller side as many in proportion, rounded down."""
 
     def __post_init__(self) -> None:
         _require(self.block >= 1, f"merge.block must be >= 1, got {self.block}")
@@ -216,7 +217,8 @@ class PruneConfig:
     """Number of steps at which units are removed between start and end."""
     freeze: float = 0.8
     """Share of the training steps after which masks stay as they are, where units may return; if it
-    is not later than `end`, they stay as the last removal left them."""
+    is not later than `end`, they stay as the last removal left them. Early enough that the gates of
+    units which return last can open."""
 
     def __post_init__(self) -> None:
         _require(0 < self.macs_ratio < 1, f"macs_ratio must lie in (0, 1), got {self.macs_ratio}")

@@ -72,6 +72,7 @@ def record_loads(
     macs = macs_of(state.model)
     kept = [int(state.masking.keep[s.units].sum()) for s in state.model.sites]
     whole = dense_macs or macs.total([s.num_units for s in state.model.sites])
+    gate = state.pruner.gate() if state.pruner else None
     state.history.append(
         {
             "step": state.step,
@@ -80,22 +81,39 @@ def record_loads(
             "lr": state.optimizer.param_groups[0]["lr"],
             "macs_ratio": macs.total(kept) / whole,
             "kept": kept,
-            "loads": site_loads(state.model, data, device),
+            "loads": site_loads(state.model, data, device, gate),
         }
+        | (state.pruner.record() if state.pruner else {})
     )
     state.loss.zero_()
     state.unrecorded.zero_()
 
 
 @torch.no_grad()
-def site_loads(model: PrunableViT, data: Dataset, device: torch.device) -> list[float]:
-    """Load of each site on the first validation photos, centred on their own means."""
+def site_loads(
+    model: PrunableViT, data: Dataset, device: torch.device, gate: Tensor | None = None
+) -> list[float]:
+    """Load of each site on the first validation photos, centred on their own means.
+
+    The root mean square of the single photos' loads, each over that photo's own stream. The burden
+    report (`nbcore.measure`) divides sums over all photos instead, so the two differ a little.
+
+    Args:
+        model: In training; its mode is restored.
+        data: Its data set.
+        device: Where the model is.
+        gate: The host's learned factors on contributions [1, U], or None for ones.
+    """
     images = data.validation.images[:LOAD_IMAGES].to(device).float() / 255
-    training = model.training
+    training, strength = model.training, model.keep.clone()
+    if gate is not None:
+        model.set_keep(strength * gate[0])
     means = calibrate(model, [images])
     _, unit_load, _, _, *_ = MeteredViT(model, means)(images)
     model.train(training)
-    sites = sum_to_sites(unit_load * (model.keep > 0), [s.num_units for s in model.sites])
+    if gate is not None:
+        model.set_keep(strength)
+    sites = sum_to_sites(unit_load * (strength > 0), [s.num_units for s in model.sites])
     return [round(value, 5) for value in sites.pow(2).mean(0).sqrt().tolist()]
 
 

@@ -19,6 +19,7 @@ from nbcore.config import RunConfig
 from nbcore.data import load_dataset
 from nbcore.distributed import ALONE, Processes
 from nbcore.fit import fit, read_base
+from nbcore.mitigation import check_combination
 from nbcore.pruning import PRUNERS
 from nbcore.record import record
 from nbcore.stages import is_exported, is_trained, refuse_to_orphan, state_path
@@ -52,7 +53,8 @@ def run_variant(
     Raises:
         CheckpointError: If files of this variant or its base are damaged, or training would
             replace a dense base under the variants that were pruned from it.
-        ValueError: If the host removes no units, so that there is no smaller model to export.
+        ValueError: If the host removes no units, so that there is no smaller model to export, or
+            cannot be combined with the mitigation.
     """
     if config.prune is not None and not PRUNERS[config.prune.pruner].compacts:
         raise ValueError(
@@ -65,6 +67,8 @@ def run_variant(
         return "exported"
     trained = processes.of_first(lambda: is_trained(config, out))
     if not trained:
+        if config.prune is not None:
+            check_combination(config.prune.pruner, config.prune.mitigation)
         processes.of_first(lambda: refuse_to_orphan(config.id, out))
     data = load_dataset(
         config.data.dataset,

@@ -42,6 +42,33 @@ def pruned(dense: RunConfig, train: TrainConfig, prune: PruneConfig) -> RunConfi
     )
 
 
+def arm_of(
+    runs: tuple[RunConfig, ...], *, pruner: str, mitigation: str, macs_ratio: float
+) -> RunConfig:
+    """An arm of one's own: as the recipe's first one but for host, mitigation and budget.
+
+    Args:
+        runs: Of a recipe.
+        pruner: The host.
+        mitigation: Parts joined by "+"; they take the settings that the recipe has for them.
+        macs_ratio: MACs of the compact model over those of the dense one.
+    """
+    dense, first, *_ = runs
+    assert first.prune is not None
+    known: dict[str, Any] = {}
+    for config in runs:
+        known |= config.prune.mitigation_options if config.prune else {}
+    parts = {p for part in mitigation.split("+") for p in NAMED_PARTS.get(part, (part,))}
+    prune = replace(
+        first.prune,
+        pruner=pruner,
+        macs_ratio=macs_ratio,
+        mitigation=mitigation,
+        mitigation_options={part: known[part] for part in known if part in parts},
+    )
+    return pruned(dense, first.train, prune)
+
+
 @RECIPES.register("shapes-quick")
 def shapes_quick() -> tuple[RunConfig, ...]:
     """The whole road without any data, for a first look and for tests.
@@ -87,6 +114,10 @@ def shapes_quick() -> tuple[RunConfig, ...]:
     )
 
 
+PUBLISHED = ("token_merging", "persistent_dynamic")
+OWN: dict[str, Any] = {"pruner": "taylor", "mitigation": "none", "macs_ratio": 0.5}
+"""An arm of one's own, where nothing else is said."""
+NAMED_PARTS = {"published": PUBLISHED}
 BEST = "token_merging+handoff+distillation"
 """The mitigation that is shipped beside `none` and `published`."""
 
@@ -110,7 +141,7 @@ def compared(
     runs = [dense]
     for host, ratio in pairs:
         for mitigation in ("none", "published", BEST):
-            parts = PUBLISHED if mitigation == "published" else mitigation.split("+")
+            parts = NAMED_PARTS.get(mitigation, mitigation.split("+"))
             own = replace(
                 prune,
                 pruner=host,
@@ -121,8 +152,6 @@ def compared(
             runs.append(pruned(dense, train, own))
     return tuple(runs)
 
-
-PUBLISHED = ("token_merging", "persistent_dynamic")
 
 PHOTO_OPTIONS: dict[str, dict[str, Any]] = {
     "token_merging": {"block": 2, "r": 98},

@@ -23,7 +23,7 @@ from nbcore.data import Dataset
 from nbcore.distributed import ALONE, Processes
 from nbcore.history import end_epoch, last_top1, record_loads
 from nbcore.mitigation import Mitigation, StepOutputs
-from nbcore.pruning import Pruner
+from nbcore.pruning import Pruner, check_fade
 from nbcore.state import TrainState, new_state, save_state
 from nbcore.vit import PrunableViT
 
@@ -42,8 +42,9 @@ class TrainResult:
     """Units that were kept [U]."""
     history: list[dict[str, Any]]
     """Records of step, epoch, loss since the record before, lr, macs_ratio, kept units and loads
-    per site: one per epoch, or at the steps that `TrainConfig.record_every` says; where the
-    validation split is looked at, also top-1 on it and how many steps were left out since."""
+    per site, and what the host adds: one per epoch, or at the steps that `TrainConfig.record_every`
+    says; where the validation split is looked at, also top-1 on it and how many steps were left out
+    since."""
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
@@ -82,13 +83,18 @@ def train(
         processes: Those that train this model together, each calling this with the same arguments.
 
     Raises:
-        ValueError: If host and mitigation cannot be combined, or processes cannot share a batch.
+        ValueError: If host and mitigation cannot be combined, units return too late for their gates
+            to open, or processes cannot share a batch.
         RuntimeError: If more than a tenth of an epoch's gradients are not finite.
     """
     train_images, train_targets = data.train.images.to(device), data.train.targets.to(device)
     batch_size = min(config.batch_size, len(train_images))
     per_epoch = steps_per_epoch(len(train_images), batch_size)
     total = per_epoch * config.total_epochs
+    if pruner is not None:
+        if mitigation.regrows and pruner.compacts:
+            check_fade(pruner.budget, mitigation.fade_steps, total)
+        mitigation.watch(pruner.gate)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
         model.to(memory_format=torch.channels_last)

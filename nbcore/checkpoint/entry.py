@@ -4,8 +4,9 @@ itself."""
 from __future__ import annotations
 
 import json
-import math
 import re
+import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from types import NoneType, UnionType
@@ -14,6 +15,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from nbcore.checkpoint.schema import CheckpointError, Variant
 from nbcore.config import ID_RULE, is_id
 from nbcore.vit import sites_of
+
+RESERVED = ("base", "own")
+"""By these words the app is asked to explain a top class, whichever that is."""
 
 
 def variant_from_json(entry: Mapping[str, Any]) -> Variant:
@@ -25,7 +29,7 @@ def variant_from_json(entry: Mapping[str, Any]) -> Variant:
     name = entry.get("id", "(without id)") if isinstance(entry, Mapping) else "(not an object)"
     try:
         variant = _read(Variant, entry, "entry")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"variant {name}: unreadable manifest entry ({error})") from error
     _check(variant)
     return variant
@@ -82,7 +86,7 @@ def _is_finite(value: Any) -> bool:
         return all(_is_finite(item) for item in value.values())
     if isinstance(value, list | tuple):
         return all(_is_finite(item) for item in value)
-    return not isinstance(value, float) or math.isfinite(value)
+    return not isinstance(value, int | float) or abs(value) <= sys.float_info.max
 
 
 def _require(variant: Variant, ok: bool, what: str) -> None:
@@ -98,11 +102,24 @@ def _check(variant: Variant) -> None:
     side, (rows, columns) = variant.patch_size, variant.grid
     _require(
         variant,
+        min(side, rows, columns) >= 1,
+        f"patch_size and grid must be at least 1, got {side} and {variant.grid}",
+    )
+    _require(
+        variant,
         variant.img_size == side * rows == side * columns,
         f"img_size {variant.img_size} is not patch_size {side} times grid {variant.grid}",
     )
     count = len(variant.classes)
     _require(variant, count >= 2, f"needs at least two classes, has {count}")
+    twice = sorted(name for name, times in Counter(variant.classes).items() if times > 1)
+    _require(variant, not twice, f"classes {twice} are listed more than once")
+    reserved = sorted(set(variant.classes) & set(RESERVED))
+    _require(
+        variant, not reserved, f"classes {reserved} bear words that the app reserves; rename them"
+    )
+    crop_pct = variant.preprocessing.crop_pct
+    _require(variant, 0 < crop_pct <= 1, f"crop_pct must lie in (0, 1], got {crop_pct}")
     numbers = {**variant.metrics, "macs_ratio": variant.macs_ratio}
     broken = sorted(name for name, value in numbers.items() if not _is_finite(value))
     _require(

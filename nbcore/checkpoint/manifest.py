@@ -1,8 +1,9 @@
 """The manifest: which variants of a checkpoint folder are whole.
 
-Refusal is per variant; only an unknown schema version refuses the whole file. Nothing in it is
-trusted until `verify_files` has re-hashed the files. Writes are atomic, and a lock beside the file
-keeps processes that change it at the same time from losing each other's entries.
+Refusal is per variant; only an unknown schema version, or no list of variants, refuses the whole
+file. Nothing in it is trusted until `verify_files` has re-hashed the files. Writes are atomic, and
+a lock beside the file keeps processes that change it at the same time from losing each other's
+entries.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def read_manifest(folder: Path) -> Manifest:
     """Read `manifest.json` of a checkpoint folder; bad entries are refused one by one.
 
     Raises:
-        CheckpointError: If the file is missing, no JSON, or of an unknown schema version.
+        CheckpointError: If the file is missing, no JSON, of an unknown schema version, or lists no
+            variants.
     """
     path = folder / MANIFEST
     try:
@@ -38,16 +40,19 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} does not exist; train a variant with `python -m nbcore run shapes-quick "
             f"--out {folder}`"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
         raise CheckpointError(
             f"{path} has schema_version {version!r}; this program reads {SCHEMA_VERSION}"
         )
+    entries = data.get("variants", [])
+    if not isinstance(entries, list):
+        raise CheckpointError(f"{path}: variants must be a list, got {entries!r:.100}")
     variants: list[Variant] = []
     refused: dict[str, str] = {}
-    for position, entry in enumerate(data.get("variants", [])):
+    for position, entry in enumerate(entries):
         name = (
             str(entry.get("id", f"entry {position}"))
             if isinstance(entry, dict)

@@ -18,7 +18,11 @@ from nbcore.registry import Registry
 from nbcore.vit import PrunableViT
 
 Batches = Callable[[], Sequence[Tensor]]
-"""Gives a few batches of training images [B, 3, S, S] as the model sees them now, on its device."""
+"""Gives a few batches of training images [B, 3, S, S] on the model's device, augmented but never
+mixed, at the side of the last stage."""
+
+Gate = Callable[[], Tensor | None]
+"""Gives the host's learned factors on contributions [1, U] as they are now, or None for ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +48,7 @@ class Mitigation:
     """True if `loss_term` needs the output of every block."""
     regrows = False
     """True if removed units may return; the host then chooses among all units
-    (`Pruner.allow_regrowth`)."""
+    (`Pruner.allow_regrowth`). All parts of a composition know it."""
     fade_steps = 0
     """Steps over which the gate of a returning unit opens; all parts of a composition know it."""
     margin = 0.0
@@ -68,6 +72,9 @@ class Mitigation:
         """Token merging that becomes part of the model, or None. Called before the model is
         built."""
         return None
+
+    def watch(self, gate: Gate) -> None:
+        """Called once if there is a host, before `attach`."""
 
     def attach(self, model: PrunableViT, batches: Batches) -> None:
         """Called once, before the first step."""
@@ -139,7 +146,7 @@ class Composition(Mitigation):
         self.fade_steps = max(part.fade_steps for part in parts)
         self.margin = max(part.margin for part in parts)
         for part in parts:
-            part.fade_steps = self.fade_steps
+            part.regrows, part.fade_steps = self.regrows, self.fade_steps
         taught = [p for p in parts if isinstance(p, Taught) and p.teacher.given is None]
         if len(taught) > 1:
             shared = Teacher(with_blocks=any(part.teacher.with_blocks for part in taught))
@@ -161,6 +168,10 @@ class Composition(Mitigation):
         if len(merges) > 1:
             raise ValueError("only one mitigation of a composition may merge tokens")
         return merges[0] if merges else None
+
+    def watch(self, gate: Gate) -> None:
+        for part in self.parts:
+            part.watch(gate)
 
     def attach(self, model: PrunableViT, batches: Batches) -> None:
         for part in self.parts:
@@ -190,18 +201,35 @@ class Composition(Mitigation):
             part.load_state_dict(state[str(i)])
 
 
-def needs_units(mitigation: str, host: Pruner | PrunerFactory, reason: str) -> None:
-    """Refuse hosts that remove single weights and no units.
+def refuse(
+    mitigation: str,
+    host: Pruner | PrunerFactory,
+    fits: Callable[[Pruner | PrunerFactory], bool],
+    fault: str,
+    reason: str,
+) -> None:
+    """Refuse hosts that do not fit, and name those that do.
 
     Args:
         mitigation: Its name.
         host: That it is to be combined with.
-        reason: What the mitigation would then lack.
+        fits: Whether a host may be.
+        fault: What the others do, after "a host that".
+        reason: Why that does not do.
+
+    Raises:
+        ValueError: If the host does not fit.
     """
-    if not host.compacts:
-        fitting = ", ".join(name for name in PRUNERS if PRUNERS[name].compacts)
-        others = ", ".join(name for name in PRUNERS if not PRUNERS[name].compacts)
+    if not fits(host):
+        fitting = ", ".join(name for name in PRUNERS if fits(PRUNERS[name]))
+        others = ", ".join(name for name in PRUNERS if not fits(PRUNERS[name]))
         raise ValueError(
-            f"mitigation {mitigation} cannot be combined with a host that removes single weights "
-            f"and no units ({others}): {reason}; it works with {fitting}"
+            f"mitigation {mitigation} cannot be combined with a host that {fault} ({others}): "
+            f"{reason}; it works with {fitting}"
         )
+
+
+def needs_units(mitigation: str, host: Pruner | PrunerFactory, reason: str) -> None:
+    """Refuse hosts that remove single weights and no units; see `refuse`."""
+    fault = "removes single weights and no units"
+    refuse(mitigation, host, lambda other: other.compacts, fault, reason)

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from nbcore.burden import PooledLoads, pooled_site_loads
-from nbcore.mitigation.base import MITIGATIONS, Batches, Mitigation
+from nbcore.mitigation.base import MITIGATIONS, Batches, Mitigation, refuse
 from nbcore.mitigation.loads import measure_loads
-from nbcore.pruning import Quota
+from nbcore.pruning import Pruner, Quota
+from nbcore.pruning.base import PrunerFactory
 from nbcore.vit import PrunableViT, Site, with_merge
 
 SMALLEST_SPREAD = 0.01
@@ -42,6 +43,11 @@ class BurdenQuota(Mitigation):
         if gamma < 0:
             raise ValueError(f"burden_quota needs gamma >= 0, got {gamma}")
         self.gamma = gamma
+
+    def check_host(self, host: Pruner | PrunerFactory) -> None:
+        fault = "does not share out removals between sites"
+        reason = "it has none, or has fixed or learned how many units each site keeps"
+        refuse("burden_quota", host, lambda other: other.shares_out, fault, reason)
 
     def attach(self, model: PrunableViT, batches: Batches) -> None:
         self.model = model

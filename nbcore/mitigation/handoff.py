@@ -6,8 +6,9 @@ When units P leave a site and S stay, P's contribution is predicted linearly fro
 
 with covariances C and means mu of the contributions (activations before fc2; head outputs before
 proj). The change of the site's output is then the least-squares smallest. Where a unit returns, its
-share is handed back (`nbcore.mitigation.ledger`). The equations are ours; relatives: OBC (Frantar &
-Alistarh, arXiv:2208.11580) and FLAP (An et al., arXiv:2312.11983).
+share is handed back (`nbcore.mitigation.ledger`); a host that multiplies gates into write weights,
+which the ledger's shares would not follow, is then refused. The equations are ours; relatives: OBC
+(Frantar & Alistarh, arXiv:2208.11580) and FLAP (An et al., arXiv:2312.11983).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from nbcore.mitigation.base import MITIGATIONS, Batches, Mitigation, needs_units
 from nbcore.mitigation.ledger import Ledger
-from nbcore.pruning import Pruner
+from nbcore.pruning import PRUNERS, Pruner
 from nbcore.pruning.base import PrunerFactory
 from nbcore.vit import PrunableViT, Tokens
 
@@ -42,6 +43,14 @@ class Handoff(Mitigation):
 
     def check_host(self, host: Pruner | PrunerFactory) -> None:
         needs_units("handoff", host, "nothing leaves whose work could be given away")
+        if self.regrows and host.folds:
+            others = ", ".join(name for name in PRUNERS if PRUNERS[name].folds)
+            raise ValueError(
+                "mitigation handoff cannot be combined with persistent_dynamic (or published) on a "
+                f"host that multiplies its gates into the weights at its last cut ({others}): what "
+                "was given away before would be handed back in the old units; leave one of the two "
+                "out, or take another host"
+            )
 
     def attach(self, model: PrunableViT, batches: Batches) -> None:
         self.model = model

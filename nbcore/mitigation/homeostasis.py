@@ -5,9 +5,9 @@ Synaptic scaling: every so many steps each survivor's write column is multiplied
     clip((L*_u / L_u)^eta, 0.8, 1.25)
 
 with its load L_u now and its set-point L*_u, its load in the dense model at the fork, token merging
-left out. The equation is ours; the idea is that of neurons that scale all their synapses to hold
-their own activity (Turrigiano et al., "Activity-dependent scaling of quantal amplitude in
-neocortical neurons", Nature 391, 1998).
+left out. Gates that a host learns are part of the load. The equation is ours; the idea is that of
+neurons that scale all their synapses to hold their own activity (Turrigiano et al.,
+"Activity-dependent scaling of quantal amplitude in neocortical neurons", Nature 391, 1998).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nbcore.burden import PooledLoads
-from nbcore.mitigation.base import MITIGATIONS, Batches, Mitigation, needs_units
+from nbcore.mitigation.base import MITIGATIONS, Batches, Gate, Mitigation, needs_units
 from nbcore.mitigation.loads import measure_loads
 from nbcore.pruning import Pruner
 from nbcore.pruning.base import PrunerFactory
@@ -44,9 +44,13 @@ class Homeostasis(Mitigation):
             )
         self.eta = eta
         self.every = every
+        self.gate: Gate = lambda: None
 
     def check_host(self, host: Pruner | PrunerFactory) -> None:
         needs_units("homeostasis", host, "there are no survivors to which load could shift")
+
+    def watch(self, gate: Gate) -> None:
+        self.gate = gate
 
     def attach(self, model: PrunableViT, batches: Batches) -> None:
         self.model = model
@@ -57,7 +61,7 @@ class Homeostasis(Mitigation):
     def after_step(self, step: int) -> None:
         if step % self.every:
             return
-        loads = unit_loads(measure_loads(self.model, self.batches()[:1]))
+        loads = unit_loads(measure_loads(self.model, self.batches()[:1], self.gate()))
         # Units that are gone, or whose gates are still opening, are let be.
         stays = self.model.keep == 1
         factors = torch.where(stays, scaling(loads, self.set_points, self.eta), 1.0)

@@ -19,12 +19,15 @@ from nbcore.vit import PrunableViT, Tokens
 
 
 @torch.no_grad()
-def measure_loads(model: PrunableViT, batches: Sequence[Tensor]) -> PooledLoads:
+def measure_loads(
+    model: PrunableViT, batches: Sequence[Tensor], gate: Tensor | None = None
+) -> PooledLoads:
     """Loads pooled over images, contributions centred on their own means; patches only.
 
     Args:
         model: Used in evaluation mode, as gated now; its mode is restored. Half precision on CUDA.
         batches: Images [B, 3, S, S].
+        gate: Further factors on contributions [1, U].
     """
     moments: list[list[Tensor]] = [[] for _ in model.sites]
     prefix = model.num_prefix_tokens
@@ -48,7 +51,7 @@ def measure_loads(model: PrunableViT, batches: Sequence[Tensor]) -> PooledLoads:
     device = model.mean.device.type
     with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
         for images in batches:
-            model(images, tap=tap)
+            model(images, gate, tap=tap)
     model.train(training)
     count = sum(len(images) for images in batches)
     powers, streams = [], []

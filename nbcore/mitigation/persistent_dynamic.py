@@ -15,11 +15,15 @@ every change of masks. Here
 - a unit that returns must beat the one it replaces by a `margin`, or units of about equal worth
   would change places for ever, each time at a cost;
 - its gate opens over `fade` steps, so the forward pass never jumps.
+
+A host with a fixed order of units is refused: none would ever return.
 """
 
 from __future__ import annotations
 
-from nbcore.mitigation.base import MITIGATIONS, Mitigation
+from nbcore.mitigation.base import MITIGATIONS, Mitigation, refuse
+from nbcore.pruning import Pruner
+from nbcore.pruning.base import PrunerFactory
 
 
 @MITIGATIONS.register("persistent_dynamic")
@@ -44,3 +48,9 @@ class PersistentDynamic(Mitigation):
             )
         self.fade_steps = fade
         self.margin = margin
+
+    def check_host(self, host: Pruner | PrunerFactory) -> None:
+        fault = "ranks units in a fixed order"
+        reason = "what left would be ranked last for ever, so nothing would return"
+        name = "persistent_dynamic (and published, which holds it)"
+        refuse(name, host, lambda other: other.reranks, fault, reason)

@@ -15,6 +15,7 @@ from nbcore.pruning.budget import (
     NEURON_GROUP,
     Budget,
     allocate,
+    check_fade,
     plan_budget,
     removal_steps,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "Pruner",
     "Quota",
     "allocate",
+    "check_fade",
     "magnitude",
     "movement",
     "plan_budget",

@@ -18,8 +18,8 @@ the share of its units."""
 
 
 LabelledBatches = Callable[[], Sequence[tuple[Tensor, Tensor]]]
-"""Gives a few training batches as the model sees them: images [B, 3, S, S] and soft targets
-[B, K]."""
+"""Gives a few training batches, augmented but never mixed, at the side of the last stage: images
+[B, 3, S, S] and soft targets [B, K]."""
 
 
 class Pruner(Protocol):
@@ -33,6 +33,13 @@ class Pruner(Protocol):
     being zeroed, and their gates get gradients too."""
     compacts: bool
     """False if no unit ever leaves, so that there is nothing to compact."""
+    reranks: bool
+    """False if the order of units is fixed, so that none would return where it may."""
+    shares_out: bool
+    """True if a quota can decide how removals are shared between sites (`set_quota`)."""
+    folds: bool
+    """True if the host multiplies learned gates into write weights."""
+    budget: Budget
 
     def attach(self, batches: LabelledBatches) -> None:
         """Called once, before the first step; for hosts that look at gradients of their own."""
@@ -75,6 +82,9 @@ class Pruner(Protocol):
         """Keep mask [U] after optimiser step `step` (counted from 1), or None if nothing was
         removed or returned. Averages of the weights start anew with every mask given."""
 
+    def record(self) -> dict[str, float]:
+        """What only this host has to say in a record of the history."""
+
     def finalize(self) -> Tensor:
         """The final keep mask [U]; meets the budget."""
 
@@ -85,6 +95,9 @@ class Pruner(Protocol):
 
 class PrunerFactory(Protocol):
     compacts: bool
+    reranks: bool
+    shares_out: bool
+    folds: bool
 
     def __call__(
         self, model: PrunableViT, budget: Budget, generator: torch.Generator
@@ -99,6 +112,9 @@ class BasePruner:
 
     wants_unit_gradients = False
     compacts = True
+    reranks = True
+    shares_out = False
+    folds = False
 
     def __init__(self, model: PrunableViT, budget: Budget, generator: torch.Generator) -> None:
         if self.compacts:
@@ -140,6 +156,9 @@ class BasePruner:
             return None
         self.keep = keep
         return keep
+
+    def record(self) -> dict[str, float]:
+        return {}
 
     def finalize(self) -> Tensor:
         spent = self.budget.macs.total([int(self.keep[s.units].sum()) for s in self.model.sites])

@@ -164,6 +164,26 @@ def check_reach(budget: int, smallest: int) -> None:
         )
 
 
+def check_fade(budget: Budget, fade_steps: int, total_steps: int) -> None:
+    """Refuse a training that would end while gates of returning units still open.
+
+    Args:
+        budget: When units are chosen.
+        fade_steps: Steps over which the gate of a unit that returns opens.
+        total_steps: Optimiser steps of the training.
+
+    Raises:
+        ValueError: If the last choice comes too late.
+    """
+    last = (*budget.steps, *budget.refresh)[-1]
+    if last + fade_steps > total_steps:
+        raise ValueError(
+            f"units may return until step {last} of {total_steps}, and their gates take "
+            f"{fade_steps} steps to open, so they would not be open at the end; choose `fade` at "
+            f"most {total_steps - last}, freeze masks earlier (`freeze`), or train longer"
+        )
+
+
 def best_first(scores: Tensor, alive: Tensor, site: Site) -> Tensor:
     """Positions of a site's living units, best first; ties go to the lower index."""
     units = torch.arange(site.start, site.start + site.num_units)

@@ -3,6 +3,9 @@
 Source:
     Zhu & Gupta, "To prune, or not to prune", arXiv:1710.01878 (schedule). Differs in: whole units
     instead of single weights; scores divided by the layer mean, since layers differ in scale.
+
+The weights of a unit that rests do not move. So where units may return, one does only if training
+shrinks a unit that is kept below it by more than the margin: with a margin of 1 hardly any does.
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ from nbcore.vit import PrunableViT
 class RandomPruner(ScheduledPruner):
     """Scores are drawn once, so that what was kept stays ranked."""
 
+    reranks = False
+
     def __init__(self, model: PrunableViT, budget: Budget, generator: torch.Generator) -> None:
         super().__init__(model, budget, generator)
         self.order = torch.rand(model.num_units, generator=generator).to(model.keep.device)

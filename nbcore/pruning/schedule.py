@@ -16,6 +16,8 @@ class ScheduledPruner(BasePruner):
     """Hosts that score units and remove the worst on the cubic schedule; subclasses give
     `scores`."""
 
+    shares_out = True
+
     def __init__(self, model: PrunableViT, budget: Budget, generator: torch.Generator) -> None:
         super().__init__(model, budget, generator)
         self.quota: Quota | None = None

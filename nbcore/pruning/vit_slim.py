@@ -36,6 +36,8 @@ TRAVEL = 2.0
 
 @PRUNERS.register("vit_slim")
 class ViTSlimPruner(BasePruner):
+    folds = True
+
     def __init__(self, model: PrunableViT, budget: Budget, generator: torch.Generator) -> None:
         super().__init__(model, budget, generator)
         device = model.keep.device

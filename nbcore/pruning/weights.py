@@ -91,15 +91,26 @@ class WeightsPruner(BasePruner):
             self.dense = None
         return self.keep if chosen else None
 
+    def record(self) -> dict[str, float]:
+        """The budget: the share of block weights kept (`macs_ratio` counts whole units)."""
+        kept = sum(int(mask.sum()) for mask in self.masks)
+        return {"weights_ratio": kept / sum(mask.numel() for mask in self.masks)}
+
     def finalize(self) -> Tensor:
         """All units; raises unless the share of weights is met and the others are zero."""
-        kept = sum(int(mask.sum()) for mask in self.masks)
-        total = sum(mask.numel() for mask in self.masks)
-        if kept > self.budget.macs_ratio * total:
+        share = self.record()["weights_ratio"]
+        if share > self.budget.macs_ratio:
             raise ValueError(
-                f"training ended before the budget was met: {kept / total:.3f} of the block "
+                f"training ended before the budget was met: {share:.3f} of the block "
                 f"weights left, target {self.budget.macs_ratio}; the last removal step is "
                 f"{self.budget.steps[-1]}"
+            )
+        pairs = zip(self.matrices, self.masks, strict=True)
+        moved = sum(int(matrix[mask == 0].count_nonzero()) for matrix, mask in pairs)
+        if moved:
+            raise ValueError(
+                f"{moved} block weights that host weights removed are not zero any more: a "
+                "mitigation changed them after the host's step; leave it out"
             )
         return self.keep
 

@@ -223,6 +223,8 @@ class Laboratory:
         mitigation = create_mitigation(
             "+".join(parts_of(arm.mitigation)), self.study.options_of(arm.mitigation)
         )
+        if rehearsal:
+            mitigation.fade_steps = 0  # Its few steps are too short for gates to open in.
         model = with_merge(build_model(self.dense_arch), mitigation.merge()).to(self.device)
         model.load_state_dict(start)
         model.requires_grad_(True)  # A folded BatchNorm leaves constants behind.

@@ -199,12 +199,15 @@ class PrunableViT(nn.Module):
         position = resample_abs_pos_embed(vit.pos_embed, [side, side], [*self.grid], 0)
         return vit.norm_pre(vit.pos_drop(x + position))
 
-    def _merge(self, x: Tensor, group: Tensor | None) -> tuple[Tensor, Tokens, Tensor]:
+    def _merge(self, x: Tensor, group: Tensor | None) -> tuple[Tensor, Tokens, Tensor | None]:
+        """At a smaller side as many tokens in proportion, rounded down; maybe none."""
         assert self.merge is not None
         prefix = self.num_prefix_tokens
         patches = x[:, prefix:]
         r = self.merge.r * patches.shape[1] // (self.grid[0] * self.grid[1])
         if group is None:
+            if r == 0:
+                return x, Tokens(), None
             group = match_tokens(patches, r)
         merged, tokens = merge_tokens(patches, group, patches.shape[1] - r)
         assert tokens.sizes is not None

@@ -63,7 +63,7 @@ def test_a_photo_is_fetched_over_redirects_that_are_looked_up_each(
 
     assert fetch(tmp_path, answer) == bytes(2000)
     assert names == ["a.example", "b.example"]
-    (path,) = tmp_path.rglob("cat.jpg")
+    (path,) = tmp_path.rglob("photo")
     assert path.parent.parent == tmp_path
 
 

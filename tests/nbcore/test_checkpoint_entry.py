@@ -92,6 +92,12 @@ def test_numbers_of_the_wrong_kind_are_named() -> None:
         (lambda e: e.update(img_size=24), r"img_size 24 is not patch_size 8 times grid \(2, 2\)"),
         (lambda e: e.update(grid=[2]), r"grid must be"),
         (lambda e: e.update(classes=["cat"]), "at least two classes, has 1"),
+        (lambda e: e.update(patch_size=0, img_size=0), "must be at least 1, got 0 and"),
+        (lambda e: e.update(patch_size=-8, grid=[-2, -2]), "must be at least 1, got -8 and"),
+        (lambda e: e.update(classes=["cat", "dog", "cat"]), r"classes \['cat'\] are listed more"),
+        (lambda e: e.update(classes=["own", "cat", "base"]), r"classes \['base', 'own'\] bear"),
+        (lambda e: e["preprocessing"].update(crop_pct=0.0), r"crop_pct must lie in \(0, 1\]"),
+        (lambda e: e["preprocessing"].update(crop_pct=1.01), r"crop_pct must .* got 1\.01"),
         (lambda e: e["preprocessing"].update(interpolation="nearest"), "interpolation must be"),
         (lambda e: e["sites"].pop(), r"sites keep \[1\] units, arch has \[1, 8\]"),
         (lambda e: e["sites"].reverse(), r"sites keep \[8, 1\] units"),
@@ -104,6 +110,8 @@ def test_numbers_of_the_wrong_kind_are_named() -> None:
         (lambda e: e["metrics"].update(loss=float("nan")), r"metrics \['loss'\] are not finite"),
         (lambda e: e["metrics"].update(ci=[0, float("inf")]), r"metrics \['ci'\] are not finite"),
         (lambda e: e.update(macs_ratio=float("nan")), r"metrics \['macs_ratio'\] are not finite"),
+        (lambda e: e.update(macs_ratio=10**400), "unreadable manifest entry .* too large"),
+        (lambda e: e["metrics"].update(top1=-(10**400)), r"metrics \['top1'\] are not finite"),
     ],
 )
 def test_contradictions_are_refused_and_other_variants_stay(

@@ -64,6 +64,11 @@ def test_second_entry_of_an_id_is_refused(tmp_path: Path) -> None:
         (b"[]", "schema_version None; this program reads 1"),
         (b'{"schema_version": 2, "variants": []}', "schema_version 2; this program reads 1"),
         (b'{"schema_version": "1"}', "schema_version '1'; this program reads 1"),
+        (b'{"schema_version": 1, "variants": null}', "variants must be a list, got None"),
+        (b'{"schema_version": 1, "variants": 3}', "variants must be a list, got 3"),
+        (b'{"schema_version": 1, "variants": {"a": 1}}', "variants must be a list, got {'a': 1}"),
+        (b'{"schema_version": 1, "x": ' + 5000 * b"9" + b"}", "is not valid JSON: Exceeds"),
+        (b"[" * 100_000, "is not valid JSON"),
     ],
 )
 def test_unreadable_manifest_is_refused_whole(

@@ -171,6 +171,15 @@ def test_fewer_tokens_merge_in_proportion_at_smaller_sizes() -> None:
     assert counts == [9, 5]
 
 
+def test_a_merge_too_small_for_a_smaller_side_merges_nothing_there() -> None:
+    # One of 16 patches at the full side; of the four at half of it, a quarter, rounded down.
+    images = pictures(3, side=16)
+    merging, plain = tiny(merge=Merge(block=1, r=1), **AVERAGED), tiny(**AVERAGED)
+    with torch.no_grad():
+        assert torch.equal(merging(images), plain(images))
+        assert not torch.equal(merging(pictures(3)), plain(pictures(3)))
+
+
 @pytest.mark.parametrize(
     ("merge", "kwargs", "reason"),
     [

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from nbcore.config import Merge
+from nbcore.config import Merge, PruneConfig
 from nbcore.mitigation import (
     MITIGATIONS,
     Mitigation,
@@ -18,12 +19,20 @@ from nbcore.mitigation import (
     check_combination,
     create_mitigation,
 )
-from nbcore.mitigation.base import Composition
+from nbcore.mitigation.base import Composition, Gate
+from nbcore.pipeline import run_variant
 from nbcore.pruning import PRUNERS, Quota
 from nbcore.pruning.magnitude import MagnitudePruner
 from nbcore.vit import PrunableViT
 from tests.nbcore.mitigated import mitigation_named, train_mitigated
-from tests.nbcore.runs import assert_same_bits, shapes, train_pruned, weights_of
+from tests.nbcore.runs import (
+    CPU,
+    assert_same_bits,
+    shapes,
+    toy_child,
+    train_pruned,
+    weights_of,
+)
 
 
 @dataclass
@@ -83,6 +92,9 @@ def test_socket_is_told_the_learned_gates_of_the_host() -> None:
     told: list[Tensor | None] = []
 
     class Listener(Mitigation):
+        def watch(self, gate: Gate) -> None:
+            told.append(gate())
+
         def on_keep_changing(self, gate: Tensor | None) -> None:
             told.append(gate)
 
@@ -91,7 +103,7 @@ def test_socket_is_told_the_learned_gates_of_the_host() -> None:
             return torch.full((1, self.model.num_units), 0.5)
 
     train_mitigated(Composition([Listener()]), pruner=Gated)
-    assert told
+    assert len(told) == 5, "before the first step, and at four removals"
     assert all(gate is not None and bool((gate == 0.5).all()) for gate in told)
     told.clear()
     train_mitigated(Listener())
@@ -107,6 +119,7 @@ class Bystander:
 
     def check_host(self, host: object) -> None: ...
     def quota(self) -> None: ...
+    def watch(self, gate: object) -> None: ...
     def attach(self, model: object, batches: object) -> None: ...
     def on_keep_changing(self, gate: object) -> None: ...
     def on_keep_changed(self, *_: object) -> None: ...
@@ -149,6 +162,7 @@ def test_mitigations_see_the_same_pictures_in_the_same_order() -> None:
 
 NO_QUOTA = {"s2vite", "vit_slim", "wdpruning", "weights"}
 NO_UNITS = {"weights"}
+NO_RETURNS = {"random"}
 
 
 @pytest.mark.parametrize("host", PRUNERS)
@@ -158,20 +172,46 @@ def test_every_mitigation_goes_with_every_host_or_is_refused_with_the_reason(hos
         refused |= {"handoff", "homeostasis"}
     if host in NO_QUOTA:
         refused.add("burden_quota")
-    everything = "+".join(name for name in MITIGATIONS if name not in {*refused, "none"})
-    everything = everything.replace("+persistent_dynamic", "").replace("+token_merging", "")
+    if host in NO_RETURNS:
+        refused |= {"persistent_dynamic", "published"}
+    without = {*refused, "none"}
+    without |= {"published"} if host in NO_RETURNS else {"persistent_dynamic", "token_merging"}
+    without |= {"handoff"} if host == "vit_slim" else set()  # see the next test
+    everything = "+".join(name for name in MITIGATIONS if name not in without)
     check_combination(host, everything)
     result, budget = train_mitigated(everything, pruner=host)
     if host not in NO_UNITS:
         counts = [int(result.keep[site.units].sum()) for site in result.model.sites]
         assert budget.macs.total(counts) <= budget.macs_ratio * budget.dense_macs
-    for name in refused - {"burden_quota"}:
-        text = f"{name} cannot be combined with a host that .*weights.*it works with .*taylor"
+    for name in refused:
+        text = f"cannot be combined with a host that .*{host}.*it works with .*taylor"
         with pytest.raises(ValueError, match=text):
             check_combination(host, f"{name}+distillation")
-    for name in refused:
-        with pytest.raises(ValueError, match=f"{host}|{name}"):
+        with pytest.raises(ValueError, match=text):
             train_mitigated(f"{name}+distillation", pruner=host)
+
+
+@pytest.mark.parametrize("returns", ["persistent_dynamic", "published"])
+def test_work_is_not_given_away_where_gates_are_folded_and_units_return(returns: str) -> None:
+    text = r"handoff cannot be combined with persistent_dynamic .*\(vit_slim\).*another host"
+    for name in (f"handoff+{returns}", f"{returns}+distillation+handoff"):
+        with pytest.raises(ValueError, match=text):
+            check_combination("vit_slim", name)
+        with pytest.raises(ValueError, match=text):
+            train_mitigated(name, pruner="vit_slim")
+    check_combination("vit_slim", "handoff+distillation")
+    check_combination("vit_slim", f"{returns}+distillation")
+    check_combination("taylor", f"handoff+{returns}")
+
+
+def test_a_variant_that_cannot_be_combined_is_refused_before_data_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nbcore.pipeline.load_dataset", None)
+    prune = PruneConfig(pruner="s2vite", macs_ratio=0.5, mitigation="burden_quota")
+    with pytest.raises(ValueError, match=r"burden_quota cannot be combined .*\(.*s2vite.*\): "):
+        run_variant(toy_child(prune=prune), tmp_path, None, CPU, command="")
+    assert not any(tmp_path.iterdir())
 
 
 def test_composition_calls_its_parts_in_order_and_adds_their_terms() -> None:
@@ -253,4 +293,6 @@ def test_composition_asks_for_what_any_part_asks_for() -> None:
     pair = Composition([other, Part()])
     assert (pair.wants_blocks, pair.regrows, pair.fade_steps, pair.margin) == (True, True, 7, 0.3)
     assert other.fade_steps == 7, "handing back has to know how gates open"
+    assert other.regrows, "and that there is something to be handed back"
+    assert not Mitigation.regrows
     assert Mitigation.fade_steps == 0

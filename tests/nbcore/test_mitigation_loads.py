@@ -92,6 +92,22 @@ def test_overloaded_unit_is_pulled_back_and_others_are_let_be() -> None:
 
 
 @torch.no_grad()
+def test_learned_gates_are_part_of_the_load() -> None:
+    model, images = tiny(), pictures(6)
+    gates = torch.ones(1, model.num_units)
+    gates[0, model.sites[1].start + 5] = 0.5  # half the load: 2^(1/4)
+    homeostasis = Homeostasis(eta=0.25, every=1)
+    homeostasis.watch(lambda: gates)
+    homeostasis.attach(model, lambda: [images])
+    fc2 = model.vit.blocks[0].mlp.fc2
+    before = fc2.weight.clone()
+    homeostasis.after_step(1)
+    wanted = torch.ones(16, dtype=torch.float64)
+    wanted[5] = 2**0.25
+    close(fc2.weight, wanted * before, 1e-10)
+
+
+@torch.no_grad()
 def test_heads_are_pulled_back_as_a_whole() -> None:
     model, images = tiny(), pictures(6)
     homeostasis = Homeostasis(eta=0.5, every=1)

@@ -6,12 +6,18 @@ from __future__ import annotations
 import pytest
 import torch
 
+from nbcore.config import PruneConfig, TrainConfig
+from nbcore.macs import MacsModel
 from nbcore.mitigation import create_mitigation
 from nbcore.mitigation.base import Composition
 from nbcore.mitigation.persistent_dynamic import PersistentDynamic
 from nbcore.mitigation.published import Published
+from nbcore.pruning import check_fade, plan_budget
 from nbcore.pruning.taylor import TaylorPruner
-from nbcore.train import TrainResult
+from nbcore.recipes import RECIPES
+from nbcore.study.grid import UNPRUNED
+from nbcore.study.studies import STUDIES
+from nbcore.train import TrainResult, steps_per_epoch
 from tests.nbcore.mitigated import OPTIONS, Watcher, train_mitigated
 from tests.nbcore.runs import assert_same_bits, weights_of
 
@@ -96,8 +102,48 @@ def test_fade_and_margin_reach_trainer_and_host() -> None:
     train_mitigated("none", pruner=Host)
     assert told == []
     train_mitigated(PersistentDynamic(fade=2, margin=0.5), pruner=Host)
-    train_mitigated(create_mitigation("handoff+persistent_dynamic", {}), pruner=Host)
+    options = {"persistent_dynamic": {"fade": 4}}
+    train_mitigated(create_mitigation("handoff+persistent_dynamic", options), pruner=Host)
     assert told == [0.5, 0.2]
+
+
+def test_gates_that_could_not_open_before_the_end_are_refused_at_the_start() -> None:
+    text = "until step 12 of 16, .* take 5 steps to open.*`fade` at most 4, freeze masks earlier"
+    watcher = Watcher()
+    with pytest.raises(ValueError, match=text):
+        train_mitigated(Composition([PersistentDynamic(fade=5), watcher]))
+    assert not watcher.gates
+    watcher = Watcher()
+    result, _ = train_mitigated(Composition([PersistentDynamic(fade=4), watcher]))
+    assert watcher.regained[12]
+    assert torch.equal(watcher.gates[-1], result.keep.float()), "the last ones just open"
+    train_mitigated(PersistentDynamic(fade=5), pruner="weights")  # single weights have no gates
+
+
+IMAGES = {"cifar10": 47_500, "mnist": 57_000, "imagenette": 8_995, "folder": 2_000, "shapes": 768}
+"""Smallest training sets that named configurations are for."""
+
+
+@pytest.mark.parametrize("name", [*RECIPES, *STUDIES])
+def test_gates_open_in_time_in_everything_that_has_a_name(name: str) -> None:
+    found: list[tuple[str, TrainConfig, PruneConfig]] = []
+    if name in RECIPES:
+        found += [(c.data.dataset, c.train, c.prune) for c in RECIPES[name]() if c.prune]
+    if name in STUDIES:
+        study = STUDIES[name]()
+        found += [
+            (study.data.dataset, study.arm_config(arm), study.prune_config(arm))
+            for arm in study.arms()
+            if arm.pruner not in UNPRUNED
+        ]
+    macs = MacsModel(fixed=0, per_unit=(1,))
+    for dataset, config, prune in found:
+        mitigation = create_mitigation(prune.mitigation, prune.mitigation_options)
+        total = steps_per_epoch(IMAGES[dataset], config.batch_size) * config.total_epochs
+        times = {key: getattr(prune, key) for key in ("start", "end", "updates", "freeze")}
+        budget = plan_budget(macs, dense_macs=1, macs_ratio=0.5, total_steps=total, **times)
+        check_fade(budget, mitigation.fade_steps, total)
+    assert found
 
 
 @pytest.mark.parametrize("name", ["published", "published+distillation"])

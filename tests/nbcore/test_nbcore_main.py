@@ -80,7 +80,11 @@ def test_list_shows_every_variant_and_what_waits(
     assert [line.split()[0] for line in lines[:-1]] == [v.id for v in manifest.variants]
     assert f"top1 {manifest[DENSE].metrics['top1']:.4f}" in lines[0]
     assert "(1.000)" in lines[0]
-    assert lines[-1] == f"{CHILD}: trained; complete it with `python -m nbcore export {CHILD}`"
+    assert lines[-1] == (
+        f"{CHILD}: trained; complete it with `python -m nbcore export {CHILD} --data DIR "
+        f"--checkpoints {folder}`"
+    )
+    assert len({line.index("top1") for line in lines[:-1]}) == 1
     (folder / "manifest.json").unlink()
     assert call("list", "--checkpoints", folder) == 0
     assert capsys.readouterr().out.count("trained; complete it") == 4
@@ -160,7 +164,8 @@ def test_errors_are_one_line_and_exit_status_2(
         (["run", "shapes-quick", "--only", "x"], r"shapes-quick has no variant ['x']"),
         (["run", "shapes-quick", "--only", CHILD], f"no trained variant '{DENSE}'"),
         (["run", "shapes-quick", "--device", "cuda"], "torch sees no GPU; use --device cpu"),
-        (["run", "shapes-quick", "--device", "tpu9"], "tpu9"),
+        (["run", "shapes-quick", "--device", "tpu9"], "cuda or cuda:N, got 'tpu9'"),
+        (["run", "shapes-quick", "--macs-ratio", "2"], "macs_ratio must lie in (0, 1), got 2.0"),
         (["run", "shapes-quick", "--weights", "no.pt", "--device", "cpu"], "no.pt does not exist"),
         (["run", "imagenette-vit-tiny", "--device", "cpu"], "python -m nbcore data imagenette"),
     ],
@@ -192,7 +197,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunConfig, str]]:
         return "trained"
 
     monkeypatch.setattr(pipeline, "run_variant", answer)
-    monkeypatch.setattr("nbcore.recipes.RECIPES", {"toy": lambda: (TOY, toy_child())})
+    known = {name: RECIPES[name] for name in RECIPES}
+    monkeypatch.setattr("nbcore.recipes.RECIPES", known | {"toy": lambda: (TOY, toy_child())})
     return seen
 
 
@@ -208,7 +214,25 @@ def test_run_goes_through_the_recipe_with_the_options_given(
     )
     out = capsys.readouterr().out
     assert "toy-dense: trained\ntoy-taylor-m50-none: trained\n" in out
-    assert "finish with `python -m nbcore export ID`" in out
+    assert "finish with `python -m nbcore export ID --data DIR --checkpoints checkpoints`" in out
+
+
+def test_run_of_an_arm_of_ones_own(asked: list) -> None:
+    own = ("--pruner", "s2vite", "--mitigation", "token_merging+handoff", "--macs-ratio", 0.3)
+    assert call("run", "shapes-quick", *own) == 0
+    recipe = RECIPES["shapes-quick"]()
+    dense, (arm, command) = asked[0][0], asked[1]
+    assert dense == recipe[0]
+    assert arm.id == "shapes-vit-mini-s2vite-m30-token_merging+handoff"
+    assert arm.train == recipe[1].train
+    assert arm.prune.updates == recipe[1].prune.updates
+    # As the recipe merges; what it says nothing of has its defaults.
+    assert arm.prune.mitigation_options == recipe[2].prune.mitigation_options
+    assert command == (
+        "python -m nbcore run shapes-quick --pruner s2vite --mitigation token_merging+handoff "
+        "--macs-ratio 0.3 --seed 0 --data DIR"
+    )
+    assert asked[0][1].startswith(f"python -m nbcore run shapes-quick --only {dense.id} ")
 
 
 def test_run_of_some_variants_leaves_the_others(asked: list) -> None:

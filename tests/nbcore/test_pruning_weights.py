@@ -72,6 +72,9 @@ def test_every_matrix_keeps_exactly_its_share_at_the_promised_steps(
         for old, new in zip(zeros.patterns[step], zeros.patterns[step + 1], strict=True)
     ]
     assert any(returned) == regrows
+    total = sum(matrix.numel() for matrix in zeros.matrices)
+    for record in result.history:
+        assert record["weights_ratio"] == sum(zeros.counts[record["step"]]) / total
     for step in range(REFRESH[-1] if regrows else 9, 16):
         pairs = zip(zeros.patterns[step], zeros.patterns[16], strict=True)
         assert all(torch.equal(old, new) for old, new in pairs)
@@ -185,6 +188,19 @@ def test_a_training_that_ends_before_the_budget_is_told() -> None:
     pruner = WeightsPruner(model, budget, torch.Generator())
     with pytest.raises(ValueError, match=r"1.000 of the block weights left, target 0.5"):
         pruner.finalize()
+
+
+def test_removed_weights_that_came_back_by_themselves_are_told() -> None:
+    class Meddling(Zeros):
+        def after_step(self, step: int) -> None:
+            super().after_step(step)
+            if step == 16:
+                with torch.no_grad():
+                    fc1 = self.matrices[2]
+                    fc1.view(-1)[(fc1 == 0).flatten().nonzero()[:2, 0]] = 1.0
+
+    with pytest.raises(ValueError, match="2 block weights that host weights removed are not zero"):
+        train_pruned(shapes(img_size=32), pruner=build, mitigation=Meddling())
 
 
 def test_a_variant_of_this_host_is_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nbcore.history import site_loads
 from nbcore.macs import macs_of
 from nbcore.mitigation import Mitigation, StepOutputs, create_mitigation
 from nbcore.mitigation.handoff import Handoff
@@ -169,6 +170,29 @@ def test_history_tells_every_epoch() -> None:
     assert ratios[3] == budget.macs.total(kept) / budget.dense_macs
     assert all(len(r["loads"]) == 4 and min(r["loads"]) > 0 for r in history)
     assert all(0 < r["loss"] < 5 for r in history)
+
+
+def test_history_tells_loads_as_the_host_gates_them() -> None:
+    data, model = shapes(img_size=32), dense_model()
+    spec = model.sites[1]
+    gates = torch.ones(1, model.num_units)
+    gates[:, spec.units] = torch.linspace(-1.0, 2.0, spec.num_units)
+    plain = site_loads(model, data, CPU)
+    found = site_loads(model, data, CPU, gates)
+    assert site_loads(model, data, CPU) == plain, "the mask is as it was"
+    with torch.no_grad():
+        model.vit.blocks[0].mlp.fc2.weight *= gates[0, spec.units]
+    assert found == pytest.approx(site_loads(model, data, CPU), abs=1e-5)
+    assert found[1] > 1.03 * plain[1]
+
+    class Gated(TaylorPruner):
+        def gate(self) -> Tensor:
+            silent = torch.ones(1, self.model.num_units)
+            silent[:, spec.units] = 0
+            return silent
+
+    history = train_pruned(data, pruner=Gated)[0].history
+    assert all((load == 0) == (site == 1) for r in history for site, load in enumerate(r["loads"]))
 
 
 def test_training_learns() -> None:

@@ -18,6 +18,7 @@ from nbcore.checkpoint import (
     with_files,
     write_atomically,
 )
+from nbcore.checkpoint.entry import RESERVED
 from nbcore.config import Arch, Merge
 from nbcore.vit import sites_of
 
@@ -80,6 +81,7 @@ def truncate(path: Path) -> None:
 
 numbers = st.one_of(st.none(), st.integers(), st.floats(allow_nan=False, allow_infinity=False))
 values = st.one_of(numbers, st.text(max_size=5), st.lists(numbers, max_size=3))
+class_names = st.text(max_size=5).filter(lambda name: name not in RESERVED)
 anything = st.recursive(
     st.one_of(values, st.booleans(), st.just(float("nan"))),
     lambda inner: st.one_of(
@@ -125,7 +127,7 @@ def variants(draw: st.DrawFn) -> Variant:
         img_size=side * patch,
         patch_size=patch,
         grid=(side, side),
-        classes=tuple(draw(st.lists(st.text(max_size=5), min_size=2, max_size=4))),
+        classes=tuple(draw(st.lists(class_names, min_size=2, max_size=4, unique=True))),
         preprocessing=Preprocessing(crop_pct=draw(st.floats(0.1, 1))),
         num_params=draw(st.integers(0)),
         macs=draw(st.integers(0)),
