@@ -37,3 +37,26 @@ CREDITS: dict[str, Credit] = {
     ),
 }
 """By data set."""
+
+MARKED = frozenset(
+    {
+        "val/n01440764/n01440764_1951.JPEG",
+        "val/n01440764/n01440764_5081.JPEG",
+        "val/n02102040/n02102040_3660.JPEG",
+        "val/n03000684/n03000684_15621.JPEG",
+        "val/n03000684/n03000684_3161.JPEG",
+        "val/n03000684/n03000684_3780.JPEG",
+        "val/n03028079/n03028079_7752.JPEG",
+        "val/n03394916/n03394916_28421.JPEG",
+        "val/n03425413/n03425413_24522.JPEG",
+        "val/n03445777/n03445777_10042.JPEG",
+        "val/n03445777/n03445777_14531.JPEG",
+        "val/n03445777/n03445777_15510.JPEG",
+        "val/n03445777/n03445777_16331.JPEG",
+        "val/n03445777/n03445777_5222.JPEG",
+        "val/n03445777/n03445777_9292.JPEG",
+        "val/n03888257/n03888257_42.JPEG",
+    }
+)
+"""Photos, by name, that bear the mark of a photographer, an agency or a label; never packed.
+All that were packed were looked at."""

@@ -13,7 +13,7 @@ from nbcore.answers import Answers, PhotoPack
 from nbcore.checkpoint import Variant
 from nbcore.data.photos import Photo
 from nbcore.flips.ask import Model
-from nbcore.flips.credits import CREDITS
+from nbcore.flips.credits import CREDITS, MARKED
 from nbcore.flips.pack import pack_photos
 from nbcore.flips.telling import Said, choose
 from nbcore.preprocessing import preprocess
@@ -52,7 +52,7 @@ def illustrate(
         return _probs(np.stack(found))
 
     return pack_photos(
-        choose(said),
+        [position for position in choose(said) if answers.names[position] not in MARKED],
         images,
         said.probs,
         said.predicted,

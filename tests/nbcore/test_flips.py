@@ -18,11 +18,13 @@ from nbcore.__main__ import main
 from nbcore.answers import Answers, answers_path, read_answers, write_answers
 from nbcore.checkpoint import CheckpointError, load_model, read_manifest
 from nbcore.data import load_dataset
-from nbcore.flips import Renewal, ask, renew_flips
+from nbcore.flips import Renewal, ask, illustrate, renew_flips
 from nbcore.flips.ask import open_model
+from nbcore.flips.credits import MARKED
 from nbcore.preprocessing import as_input
 from nbcore.verify import verify
 from tests.nbcore.folders import CHILD, DENSE
+from tests.sources import ROOT
 
 CPU = torch.device("cpu")
 PHOTOS = 24
@@ -154,6 +156,25 @@ def test_damaged_weights_and_unknown_datasets_are_refused(folder: Path) -> None:
         renew(folder)
     with pytest.raises(CheckpointError, match=r"no variant of dataset 'mnist' .* are: shapes"):
         renew_flips(folder, "mnist", data_dir=None, device=CPU, work_dir=folder)
+
+
+def test_photos_that_bear_the_mark_of_their_owners_are_not_packed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def packed() -> list[str]:
+        answers = answers_in(folder)
+        assert answers.photos is not None
+        return [answers.names[k] for k in answers.photos.positions]
+
+    before = packed()
+    monkeypatch.setattr(illustrate, "MARKED", frozenset(before[:3]))
+    renew(folder)
+    after = packed()
+    assert set(before[:3]) & set(after) == set()
+    assert len(after) == len(before)
+    shipped = read_answers(answers_path(ROOT / "checkpoints", "imagenette"))
+    assert shipped.photos is not None
+    assert not {shipped.names[k] for k in shipped.photos.positions} & MARKED
 
 
 def test_command_says_what_it_did(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from nbcore.answers import Answer, Answers, answers_path, read_answers
 from nbcore.checkpoint import Manifest, read_manifest
 from nbcore.flips.damage import Damage, burden_damage, damage_table
 from tests.nbcore.folders import CHILD, DENSE
+from tests.sources import ROOT
 
 PHOTOS, WRONG_ANYWAY = 2000, 100
 RNG = np.random.default_rng(3)
@@ -99,7 +100,7 @@ def test_nothing_is_said_where_there_is_nothing_to_tell(manifest: Manifest) -> N
 def test_the_shipped_table_is_what_the_command_prints(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder = Path(__file__).parents[2] / "checkpoints"
+    folder = ROOT / "checkpoints"
     written = (folder / "flips" / "README.md").read_text(encoding="utf-8")
     command = ["flips", "--checkpoints", str(folder), "--dataset", "cifar10", "--damage"]
     assert main(command) == 0
@@ -111,7 +112,7 @@ def test_the_shipped_table_is_what_the_command_prints(
 
 
 def test_every_plain_variant_has_a_line() -> None:
-    folder = Path(__file__).parents[2] / "checkpoints"
+    folder = ROOT / "checkpoints"
     written = (folder / "flips" / "README.md").read_text(encoding="utf-8")
     manifest = read_manifest(folder)
     for variant in manifest.variants:
