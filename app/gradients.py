@@ -110,7 +110,8 @@ def smoothgrad(question: Question) -> Found:
     title="GradientShap",
     shows="How much each patch adds to the class's score on the way from flat pictures in random "
     "colours to the photo, on average: no single reference colour decides.",
-    sign=f"{FOR_AND_AGAINST}; all patches together nearly add up to the score's mean change.",
+    sign=f"{FOR_AND_AGAINST}; all patches together add up to the score's "
+    "mean change, but only roughly: the error stands below.",
     cost="a few seconds",
     signed=True,
     unit=SCORE,
