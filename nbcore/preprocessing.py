@@ -40,7 +40,8 @@ def preprocess(image: Image.Image, img_size: int, crop_pct: float = 1.0) -> Imag
         raise ValueError(f"crop_pct must lie in (0, 1], got {crop_pct}")
     if min(image.size) < 1:
         raise ValueError(f"a picture needs at least one pixel, got {image.width} x {image.height}")
-    image = _without_far_ends(image.convert("RGB"))
+    # Converting copies, also where there is nothing to convert.
+    image = _without_far_ends(image if image.mode == "RGB" else image.convert("RGB"))
     shorter = round(img_size / crop_pct)
     # Truncation, not rounding, as in torchvision and timm.
     longer = int(shorter * max(image.size) / min(image.size))
