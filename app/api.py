@@ -5,15 +5,16 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin
 
 import gradio as gr
 from gradio.utils import get_upload_folder
 from PIL import Image
 
-from app import schema, text
+from app import gallery, schema, text
 from app.errors import UserError
 from app.flips import Query, find
 from app.service import BurdenMaps, Service
@@ -58,6 +59,30 @@ def in_plain_words(fn: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+WORDS = {str: "text", list[str]: "a list of ids", bool: "true or false"}
+"""What is said of a parameter of this type. Numbers are checked where their range is known."""
+
+
+def check_kind(name: str, kind: Any, value: Any) -> None:
+    """Hold a value against its parameter's annotation.
+
+    Raises:
+        UserError: If it is of another type than one of `WORDS`.
+    """
+    if get_origin(kind) is UnionType:
+        kind = next(arg for arg in get_args(kind) if arg is not NoneType)
+    if kind not in WORDS or value is None:
+        return
+    if kind == list[str]:
+        right = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    else:
+        right = isinstance(value, kind)
+    if not right and name == "variants":
+        raise UserError(text.ERROR_NO_LIST.format(variants=f"{value!r:.100}"))
+    if not right:
+        raise UserError(f"{name} must be {WORDS[kind]}, got {value!r:.100}")
+
+
 def uploaded_path(image: Any) -> str:
     """Path of a file that came in through the upload route.
 
@@ -75,7 +100,12 @@ def uploaded_path(image: Any) -> str:
     path = image.get("path") if isinstance(image, Mapping) else None
     if not isinstance(path, str) or not path:
         raise UserError(text.ERROR_NOT_UPLOADED)
-    if not Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve()):
+    try:
+        inside = Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve())
+    except (OSError, RuntimeError, ValueError):
+        # No path at all, such as one that holds a NUL or half a character.
+        inside = False
+    if not inside:
         raise UserError(text.ERROR_NOT_UPLOADED)
     return path
 
@@ -106,7 +136,8 @@ class Endpoints:
     ) -> dict[str, schema.PredictionJson]:
         """Most likely classes by variant id. `change` is prob minus the dense base's prob of that
         class, `kl_to_base` the divergence from its answer in nats, `base_class` its top class."""
-        found = self._service.predict(self._photo(image), _ids(variants), top_k)
+        photo, ids = self._seen(image, variants)
+        found = self._service.predict(photo, ids, top_k)
         return schema.by_id(found, schema.prediction_json)
 
     def attribute(
@@ -121,7 +152,8 @@ class Endpoints:
         `difference`, `rank_correlation` and `top_overlap` hold it against dense, if asked for too.
         `completeness_error`, `deletion` and `insertion` say how far to trust it, and `served` which
         file was explained and the largest difference of its logits from the explained twin's."""
-        found = self._service.attribute(self._photo(image), _ids(variants), method, target)
+        photo, ids = self._seen(image, variants)
+        found = self._service.attribute(photo, ids, method, target)
         return schema.by_id(found, schema.attribution_json)
 
     def burden(
@@ -129,8 +161,8 @@ class Endpoints:
     ) -> dict[str, schema.BurdenJson]:
         """What each site carries: `quantity` is burden (ratio to dense; `maps` hold its log2), load
         or residual. `maps` [sites][rows][columns]; `reason` says why there are no values."""
-        photo = self._photo(image)
-        found = self._service.burden(photo, _ids(variants), quantity, live_null=False)
+        photo, ids = self._seen(image, variants)
+        found = self._service.burden(photo, ids, quantity, live_null=False)
         return self._burdens(photo, found)
 
     def compare(
@@ -142,8 +174,8 @@ class Endpoints:
     ) -> schema.ComparisonJson:
         """All of predict, attribute and burden, how each pruned variant differs from dense, and
         `image`, the crop that the models saw. `failures` says why part of a variant is missing."""
-        photo = self._photo(image)
-        found = self._service.compare(photo, _ids(variants), method, target)
+        photo, ids = self._seen(image, variants)
+        found = self._service.compare(photo, ids, method, target)
         return {
             "predictions": schema.by_id(found.predictions, schema.prediction_json),
             "attributions": schema.by_id(found.attributions, schema.attribution_json),
@@ -197,20 +229,17 @@ class Endpoints:
         found = find(chapter, trio, query, limit=limit, offset=offset)
         return schema.flips_json(found, lambda position: schema.flip_photo(chapter, position))
 
-    def _photo(self, image: Any) -> Image.Image:
-        return self._service.load_image(uploaded_path(image))
+    def _seen(self, image: Any, ids: Sequence[str] | None) -> tuple[Image.Image, Sequence[str]]:
+        """What models see of an upload, and their ids: the photo is gone while they work."""
+        ids = self._service.default_variants() if ids is None else ids
+        photo = self._service.load_image(uploaded_path(image))
+        return gallery.reduced(photo, self._service.crop(photo, ids)), ids
 
     def _burdens(
         self, photo: Image.Image, cells: Mapping[str, BurdenMaps]
     ) -> dict[str, schema.BurdenJson]:
         sheets = self._service.burden_sheets(photo, cells)
         return schema.by_id(cells, lambda maps: schema.burden_json(maps, sheets.get(maps.variant)))
-
-
-def _ids(variants: Any) -> list[str] | None:
-    if variants is not None and not isinstance(variants, list):
-        raise UserError(text.ERROR_NO_LIST.format(variants=variants))
-    return variants
 
 
 def _publish(endpoint: Callable[..., Any], **limits: Any) -> None:
@@ -221,6 +250,8 @@ def _publish(endpoint: Callable[..., Any], **limits: Any) -> None:
     def with_defaults(*values: Any) -> Any:
         # Plain HTTP has to send every value, so null stands for the default.
         given = signature.bind(*values).arguments
+        for name, value in given.items():
+            check_kind(name, signature.parameters[name].annotation, value)
         return endpoint(**{n: v for n, v in given.items() if v is not None or n in required})
 
     answer: Any = in_plain_words(with_defaults)

@@ -74,7 +74,7 @@ def question_controls(service: Service, examples: Sequence[gallery.Example]) -> 
 def answer_controls(service: Service) -> dict[str, Any]:
     """What is shown of the answers: controls by name, not yet placed on the page."""
     infos, methods = service.variants(), service.attribution_methods()
-    layers = max((len(info.site_names) for info in infos), default=4) // 2
+    last = last_layer(infos, dataset_of(infos, service.default_variants()))
 
     def radio(label: str, name: str, choices: list[tuple[str, str]], **options: Any) -> gr.Radio:
         return gr.Radio(choices, label=label, elem_id=f"nb-{name}", **UNPLACED, **options)
@@ -103,7 +103,7 @@ def answer_controls(service: Service) -> dict[str, Any]:
             value="burden",
         ),
         "layer": gr.Slider(
-            1, max(layers, 2), value=1, step=1, label=text.LAYER, elem_id="nb-layer", **UNPLACED
+            1, last, value=1, step=1, label=text.LAYER, elem_id="nb-layer", **UNPLACED
         ),
         "kind": radio(
             text.SITE,
@@ -159,6 +159,19 @@ def layer_choices(infos: Sequence[VariantInfo], dataset: str) -> list[tuple[str,
     sites = next((i.site_names for i in infos if i.dataset == dataset and i.base is None), ())
     layers = sorted({layer_and_kind(site)[0] for site in sites})
     return [(str(layer), layer) for layer in layers]
+
+
+def last_layer(infos: Sequence[VariantInfo], dataset: str) -> int:
+    """Last layer of the deepest model of a data set; at least 2, as a slider has two ends."""
+    sites = [site for info in infos if info.dataset == dataset for site in info.site_names]
+    return max([2, *(layer_and_kind(site)[0] for site in sites)])
+
+
+def for_quantity(quantity: str) -> dict[str, Any]:
+    """How the choice of a layer's part stands while a quantity is shown: without use for one that
+    layers have only as a whole."""
+    parted = not QUANTITIES[quantity].of_blocks
+    return gr.update(interactive=parted, info=text.SITE_HINT if parted else text.SITE_NONE)
 
 
 def dataset_of(infos: Sequence[VariantInfo], chosen: Sequence[str]) -> str:

@@ -11,6 +11,10 @@ from PIL import Image
 
 from nbcore.preprocessing import as_values, preprocess, to_bytes
 
+CUT = "cut"
+"""Says in a crop's `info` how it was cut. Such a picture is all that its models see, so that the
+photo may go."""
+
 
 class Cut(NamedTuple):
     """What models see."""
@@ -41,13 +45,19 @@ class Crops:
             image: Kept unchanged as long as it is in use.
             img_size: Side in pixels.
             crop_pct: Share of the shorter side that the crop keeps.
+
+        Raises:
+            ValueError: If it is itself a crop that was cut in another way.
         """
+        if (cut_as := image.info.get(CUT)) not in (None, (img_size, crop_pct)):
+            raise ValueError(f"this crop was cut by {cut_as}, not by {(img_size, crop_pct)}")
         key = id(image), img_size, crop_pct
         with self._lock:
             held = self._known.get(key)
         if held is not None and held[0]() is image:
             return held[1]
-        crop = preprocess(image, img_size, crop_pct)
+        crop = preprocess(image, img_size, crop_pct) if cut_as is None else image
+        crop.info[CUT] = img_size, crop_pct
         raw = to_bytes(crop)
         cut = Cut(crop, as_values(raw), raw)
         if crop is not image:

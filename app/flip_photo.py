@@ -40,3 +40,12 @@ def open_named(service: Service, name: str) -> Path:
 def name_of(service: Service, image: Image.Image) -> str | None:
     """What a link calls a photo that was opened from Flips; None for any other."""
     return service.flips.opened.get(gallery.digest(image))
+
+
+def truth_of(service: Service, image: Image.Image) -> str | None:
+    """The class that its data set gives a photo that was opened from Flips; None for any other."""
+    dataset, _, photo = (name_of(service, image) or "").partition("/")
+    if not photo:
+        return None
+    chapter = service.flips.chapter(dataset)
+    return str(chapter.classes[chapter.targets[chapter.names.index(photo)]])

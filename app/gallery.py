@@ -13,9 +13,11 @@ from pathlib import Path
 from PIL import Image
 
 from app import markup, text
-from app.images import load_image
+from app.images import load_image, strips
 
 FOLDER = Path(__file__).resolve().parent / "examples"
+PHOTO = "photo"
+"""Says in the `info` of a crop what the digest of its photo is."""
 THUMBNAIL = 96
 """Pixels, twice what is shown, for sharp screens."""
 ON_CLICK = """element.addEventListener('click', (event) => {
@@ -65,14 +67,26 @@ def find(image: Image.Image) -> Example | None:
     """The example that a photo is, None for a visitor's own.
 
     Args:
-        image: From `load_image`.
+        image: From `load_image` or `reduced`.
     """
     return _by_digest().get(digest(image))
 
 
 def digest(image: Image.Image) -> bytes:
-    """Equal for equal pixels."""
-    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
+    """Equal for equal pixels of the photo, be it whole or `reduced`."""
+    if PHOTO in image.info:
+        return bytes(image.info[PHOTO])
+    found = hashlib.sha256(repr(image.size).encode())
+    for _, strip in strips(image):
+        found.update(strip.tobytes())
+    return found.digest()
+
+
+def reduced(photo: Image.Image, crop: Image.Image) -> Image.Image:
+    """The crop, which from now on bears the digest of its photo, so that it can be kept in its
+    stead."""
+    crop.info[PHOTO] = digest(photo)
+    return crop
 
 
 @functools.cache

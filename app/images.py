@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import io
 import struct
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,12 @@ EMBEDDED_HEADERS = (
     (b"ihdr", 0),
     (b"\xff\x4f\xff\x51", 4),
 )
+
+ROWS = 64
+"""In one strip of a picture as it becomes RGB: a small file may hold 40 megapixels, of which each
+copy takes 160 MB."""
+DECODING = threading.BoundedSemaphore(2)
+"""Photos that are decoded at the same time, for the same reason; the others wait."""
 
 ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -62,11 +70,13 @@ def load_image(
         UserError: If there is no such picture, it is too large, or it cannot be read; nothing else
             is raised.
     """
-    if isinstance(source, Image.Image):
-        return _decode(source, max_pixels)
-    image = _open(_read(source, max_bytes), max_pixels)
-    with image:
-        return _decode(image, max_pixels)
+    with DECODING:
+        if isinstance(source, Image.Image):
+            rgb, turn = _decode(source, max_pixels)
+        else:
+            # Nothing here holds the file's own pixels any longer once it is turned.
+            rgb, turn = _decode(_open(_read(source, max_bytes), max_pixels), max_pixels)
+        return rgb if turn is None else rgb.transpose(turn)
 
 
 def _read(source: str | Path | bytes | None, max_bytes: int) -> bytes:
@@ -87,7 +97,8 @@ def _read(source: str | Path | bytes | None, max_bytes: int) -> bytes:
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     if data.startswith(ICON_HEADERS):
-        _check_pixels(_largest_embedded(data), max_pixels)
+        for size in _embedded(data):
+            _check_pixels(size, max_pixels)
     _register_heif()
     Image.init()
     formats = [name for name in Image.ID if name not in REFUSED_FORMATS]
@@ -108,27 +119,24 @@ def _register_heif() -> None:
     pi_heif.register_heif_opener(thumbnails=False)
 
 
-def _largest_embedded(data: bytes) -> tuple[int, int]:
-    """Width and height of the largest PNG or JPEG 2000 picture inside an icon file, or (0, 0)."""
-    sizes = [(0, 0)]
+def _embedded(data: bytes) -> Iterator[tuple[int, int]]:
+    """Width and height of every PNG and JPEG 2000 picture inside an icon file."""
     for header, gap in EMBEDDED_HEADERS:
         start = data.find(header)
         while start >= 0:
             position = start + len(header) + gap
             if position + 8 <= len(data):
-                sizes.append(struct.unpack_from(">II", data, position))
+                yield struct.unpack_from(">II", data, position)
             start = data.find(header, start + 1)
-    return max(sizes, key=lambda size: size[0] * size[1])
 
 
-def _decode(image: Image.Image, max_pixels: int) -> Image.Image:
+def _decode(image: Image.Image, max_pixels: int) -> tuple[Image.Image, Image.Transpose | None]:
+    """A picture as RGB, and how it is yet to be turned."""
     _check_pixels(image.size, max_pixels)
     try:
         image.load()
         _check_pixels(image.size, max_pixels)
-        upright = _upright(image)
-        rgb = _to_rgb(upright)
-        return Image.frombytes("RGB", rgb.size, rgb.tobytes())
+        return _to_rgb(image), _turn(image)
     except UserError:
         raise
     except Exception as error:
@@ -157,19 +165,31 @@ def _too_many_pixels(found: str, max_pixels: int) -> str:
     )
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:
         # A photo with broken metadata is still a photo.
-        return image
-    turn = ORIENTATIONS.get(orientation)
-    return image if turn is None else image.transpose(turn)
+        return None
+    return ORIENTATIONS.get(orientation)
+
+
+def strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """First row and pixels of each part of a picture, from top to bottom."""
+    for top in range(0, image.height, ROWS):
+        yield top, image.crop((0, top, image.width, min(top + ROWS, image.height)))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F" or image.mode.startswith("I"):
-        image = Image.fromarray(_to_8_bit(np.asarray(image)))
+    rgb = Image.new("RGB", image.size)
+    wide = image.mode == "F" or image.mode.startswith("I")
+    ends = _range(image) if wide else (0.0, 255.0)
+    for top, strip in strips(image):
+        rgb.paste(_to_8_bit(strip, *ends) if wide else _on_white(strip), (0, top))
+    return rgb
+
+
+def _on_white(image: Image.Image) -> Image.Image:
     if image.mode == "La":
         image = image.convert("LA")
     if image.has_transparency_data:
@@ -178,19 +198,34 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_8_bit(values: np.ndarray) -> np.ndarray:
-    """Grey values of more than 8 bits as uint8 [H, W].
+def _range(image: Image.Image) -> tuple[float, float]:
+    """Which grey values of more than 8 bits are black and white.
 
     16-bit types fill 0 to 65535. Wider types do not say their range: 0 to 1 (fractions only), 0 to
     255 and 0 to 65535 are taken for what they look like, anything else is stretched from its least
     to its greatest value.
     """
-    grey = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = float(grey.min()), float(grey.max())
-    if values.dtype.itemsize == 2:
-        low, high = 0.0, 65535.0
-    elif low >= 0 and high <= 1 and values.dtype.kind == "f":
-        low, high = 0.0, 1.0
-    elif low >= 0 and high <= 65535:
-        low, high = 0.0, 255.0 if high <= 255 else 65535.0
-    return np.rint((grey - low) * (255.0 / max(high - low, 1e-300))).astype(np.uint8)
+    if ";16" in image.mode:
+        return 0.0, 65535.0
+    ends = [
+        (values.min(), values.max()) for values in (_values(strip) for _, strip in strips(image))
+    ]
+    low, high = float(min(low for low, _ in ends)), float(max(high for _, high in ends))
+    if low >= 0 and high <= 1 and image.mode == "F":
+        return 0.0, 1.0
+    if low >= 0 and high <= 65535:
+        return 0.0, 255.0 if high <= 255 else 65535.0
+    return low, high
+
+
+def _to_8_bit(image: Image.Image, low: float, high: float) -> Image.Image:
+    grey = _values(image)
+    grey -= low
+    grey *= 255.0 / max(high - low, 1e-300)
+    return Image.fromarray(np.rint(grey, out=grey).astype(np.uint8))
+
+
+def _values(image: Image.Image) -> np.ndarray:
+    """Grey values as float64 [H, W], those that are no finite numbers as 0."""
+    values = np.asarray(image).astype(np.float64)
+    return np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)

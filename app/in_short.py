@@ -34,7 +34,8 @@ def in_short(
         if info.base is not None:
             lines.append(_carries((burdens or {}).get(info.id), before=before))
         told = "".join(f'<span title="{line}">{line or "&nbsp;"}</span>' for line in lines)
-        items.append(f"<li><b>{escape(info.title)}</b>{told}</li>")
+        title = escape(info.title)
+        items.append(f'<li><b title="{title}">{title}</b>{told}</li>')
     return (
         f'<section class="nb-short" aria-label="{escape(text.SHORT)}"><p>{escape(text.SHORT)}</p>'
         f"<ul>{''.join(items)}</ul></section>"

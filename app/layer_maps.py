@@ -86,8 +86,10 @@ def map_cell(
         )
     total = shown_values(cell, before=which == "null")[index]
     where = "" if values is None else _most(values[index])
+    # Shown where the map stands alone, below no heading of its own.
+    whose = f'<span class="nb-whose">{escape(info.title)}: </span>'
     return (
-        f"{shown}<p>{escape(site_words(site))}: <b>{amount(total, cell.quantity)}</b>"
+        f"{shown}<p>{whose}{escape(site_words(site))}: <b>{amount(total, cell.quantity)}</b>"
         f"<small>{escape(where)}</small></p>"
     )
 

@@ -105,9 +105,12 @@ def meaning(info: VariantInfo) -> str:
 
 
 def predictions(
-    infos: Sequence[VariantInfo], cells: Mapping[str, Prediction], failures: Mapping[str, str]
+    infos: Sequence[VariantInfo],
+    cells: Mapping[str, Prediction],
+    failures: Mapping[str, str],
+    truth: str | None = None,
 ) -> str:
-    """Top classes of every variant, one column each."""
+    """Top classes of every variant, one column each, and the photo's true class if known."""
     columns = [
         classes(info, cells[info.id])
         if info.id in cells
@@ -116,11 +119,17 @@ def predictions(
     ]
     return section(
         text.PREDICTIONS,
-        (text.PREDICTIONS_SHOWS,),
+        prediction_notes(truth),
         grid("", columns),
         columns=len(infos),
         name="predictions",
     )
+
+
+def prediction_notes(truth: str | None) -> tuple[str, ...]:
+    """What stands above the classes."""
+    known = "" if truth is None else text.TRUTH.format(truth=truth)
+    return (text.PREDICTIONS_SHOWS, known)
 
 
 def classes(info: VariantInfo, cell: Prediction) -> str:
@@ -428,9 +437,9 @@ def progress(message: str, *, step: int, steps: int) -> str:
     )
 
 
-def invitation() -> str:
-    """What to do first."""
-    return _still(text.INVITATION, "nb-invitation", role="status")
+def invitation(message: str = text.INVITATION) -> str:
+    """What to do next."""
+    return _still(message, "nb-invitation", role="status")
 
 
 def done(message: str) -> str:

@@ -74,9 +74,13 @@ class ParityCheck:
     def _check(self, model: Model, photos: Sequence[Image.Image]) -> None:
         try:
             difference = largest_difference(self._predictor, model, photos)
-        except (UserError, CheckpointError, RuntimeError) as error:
+        except Exception as error:
+            # One variant's failure must not leave the others unchecked.
+            logger.warning("%s: its start-up check failed", model.id, exc_info=error)
+            known = isinstance(error, UserError | CheckpointError | RuntimeError)
+            said = str(error) if known else repr(error)
             self._registry.refuse(
-                model.id, f"variant {model.id}: its start-up check failed: {error}"
+                model.id, f"variant {model.id}: its start-up check failed: {said}"
             )
             return
         self._found[model.id] = difference

@@ -15,6 +15,8 @@ PLAIN = ("method", "target", "quantity", "kind")
 """Choices that stand in the query as they are."""
 PHOTOS = ("example", "flip")
 CUT = ("cut_layers", "cut_kinds", "cut_share", "cut_order")
+MOST_NAMED = 8
+"""Of what a refused link might have asked for."""
 NONE = "none"
 """Stands for an empty list, which a query cannot hold."""
 
@@ -59,8 +61,8 @@ def view_of(
     Args:
         query: Of the page's address; parameters of others are left alone.
         defaults: What holds where the query is silent.
-        menus: What may be asked for, by parameter: names of packed photos under "example". The
-            service itself refuses unknown variants and photos of Flips.
+        menus: What may be asked for, by parameter: names of packed photos under "example", ids of
+            models under "variants". The service itself refuses unknown photos of Flips.
 
     Raises:
         UserError: If something is asked for that is not to be had.
@@ -69,14 +71,15 @@ def view_of(
     asked = {name: query[name] for name in known if query.get(name)}
     if not asked:
         return None
-    for what in set(menus) & set(asked):
-        if asked[what] not in menus[what]:
-            raise UserError(
-                text.ERROR_LINK_VALUE.format(
-                    what=what, value=asked[what], known=", ".join(menus[what])
-                )
-            )
     chosen = [name for name in asked.get("variants", "").split(",") if name]
+    if strange := [name for name in chosen if name not in menus.get("variants", chosen)]:
+        raise UserError(text.ERROR_LINK_MODEL.format(model=strange[0]))
+    for what in set(menus) & set(asked) - {"variants"}:
+        if asked[what] not in menus[what]:
+            named = [*menus[what][:MOST_NAMED], *["…"] * (len(menus[what]) > MOST_NAMED)]
+            raise UserError(
+                text.ERROR_LINK_VALUE.format(what=what, value=asked[what], known=", ".join(named))
+            )
     return View(
         choices=replace(
             defaults,

@@ -28,6 +28,7 @@ def placeholders(
     quantity: str,
     before: bool,
     top_k: int,
+    truth: str | None = None,
 ) -> dict[str, str]:
     """HTML of every part that waits, by its name.
 
@@ -38,6 +39,7 @@ def placeholders(
         quantity: What the burden maps will show.
         before: The dense model is run, cut live.
         top_k: Classes that will be named.
+        truth: The photo's true class, if known.
     """
     columns = len(infos)
     return {
@@ -45,7 +47,7 @@ def placeholders(
         "short": in_short(infos, None, None, before=before),
         "predictions": section(
             text.PREDICTIONS,
-            (text.PREDICTIONS_SHOWS,),
+            markup.prediction_notes(truth),
             grid("", [_prediction(info, top_k) for info in infos]),
             columns=columns,
             name="predictions",

@@ -7,6 +7,7 @@ included, and keeps the last 500 copies with all that those callers were answere
 
 from __future__ import annotations
 
+from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +25,14 @@ class Session(SessionState):
         # Settings are copied of those blocks alone that are listed here.
         none: Any = SimpleNamespace(default_config=blocks.default_config, blocks={})
         super().__init__(none)
+
+    def __getitem__(self, key: int) -> Any:
+        # By itself Gradio notes the age of those states alone that a function returns, and drops no
+        # other: not after its time, and not once the page is closed.
+        block = self.blocks_config.blocks[key]
+        if isinstance(block, gr.State):
+            self._state_ttl[key] = block.time_to_live, datetime.now()
+        return super().__getitem__(key)
 
     def _update_config(self, key: int) -> None:
         """Keep nothing."""

@@ -289,7 +289,7 @@ ERROR_TAKE_GONE = "This page is no longer open or shows nothing; compare again, 
 ERROR_TAKE_NAME = "There is no file {name!r}; available: {known}."
 ERROR_LINK_VALUE = "This link names the {what} {value!r}; available: {known}."
 ERROR_LINK_MODEL = "This link names the model {model!r}, which is not served here."
-LINK_REFUSED = "{problem} The usual example is shown instead."
+LINK_REFUSED = "This is the usual example, since the link cannot be followed. {problem}"
 ERROR_LINK_SHARE = "This link turns off {share!r} percent; a share is a whole number from 0 to 100."
 ERROR_LINK_FLIP = "This link names the photo {flip!r} of Flips, which is not packed here."
 ERROR_LINK_LAYER = "This link names layer {layer!r}; a layer is a whole number from 1 on."
@@ -341,6 +341,9 @@ ERROR_TOO_OFTEN = (
 )
 ERROR_TOO_LARGE = "This request is larger than {limit:g} MB, the most that is taken here."
 ERROR_STOPPING = "This server is being stopped; ask again in a few seconds, when another has begun."
+ERROR_FORGOTTEN = (
+    "Nothing is compared here yet, or this page was left for over an hour; press Compare."
+)
 ERROR_NO_PHOTO = "Choose a photo first: upload one, paste one, or click an example."
 ERROR_NOT_UPLOADED = (
     "The image must be an uploaded file: in Python wrap its path in gradio_client.handle_file."
@@ -355,5 +358,5 @@ ERROR_REMOTE_SLOW = (
 ERROR_REMOTE_LARGE = "What lies at that address is larger than {limit} MB, the most taken here."
 ERROR_PROXY = "This server shows its own files and no others'."
 ERROR_CALL = "{what}; {info} describes every call with its parameters."
-ERROR_NO_LIST = "variants must be a list of ids, got {variants!r}; /models lists them."
+ERROR_NO_LIST = "variants must be a list of ids, got {variants}; /models lists them."
 ERROR_COUNT = "Choose two to four models; {count} chosen."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from html import escape
@@ -18,7 +19,9 @@ from app.catalog import default_ids
 from app.controls import (
     answer_controls,
     dataset_of,
+    for_quantity,
     html,
+    last_layer,
     layer_choices,
     question_controls,
     target_choices,
@@ -37,8 +40,13 @@ VISIT_SECONDS = 3600
 CHOICES = ("variants", "method", "target", "before", "quantity", "layer", "kind")
 SITE = ("layer", "kind")
 CUT = ("cut_layers", "cut_kinds", "cut_share", "cut_order")
-DATASET = ("dataset", "image", "examples", "variants", "target", *CUT)
+DATASET = ("dataset", "image", "examples", "variants", "target", "layer", *CUT)
 """Controls that another data set changes."""
+OPENING = 16
+"""Pages that are opened at the same time. They wait for what is computed for all, so they hold none
+of the places in which models work, and leave some of Gradio's 40 threads to others."""
+LINKED = 2
+"""Of them, those whose link asks for a comparison of its own, at work at the same time."""
 Steps = Callable[[Service, Visit], Iterator[Parts]]
 PICK_LAYER = """element.addEventListener('click', (event) => {
   const chosen = event.target.closest('[data-layer]');
@@ -58,6 +66,11 @@ DIM_MAPS = """() => {
   const section = document.querySelector('#nb-attribution');
   if (section) { section.classList.add('nb-busy'); section.setAttribute('aria-busy', 'true'); }
 }"""
+DIM_RESULTS = """() => document.querySelectorAll('#nb-main :is(.nb-section, .nb-short, .nb-sheets)')
+  .forEach((part) => part.classList.add('nb-old'))"""
+# What was refused leaves the results that are shown.
+BRIGHTEN = """() => document.querySelectorAll('.nb-old')
+  .forEach((part) => part.classList.remove('nb-old'))"""
 
 
 def build_page(
@@ -117,9 +130,12 @@ def _layout(parts: dict[str, Any], methods: Sequence[AttributionMethod]) -> dict
                 parts["image"].render()
             parts["examples"].render()
             parts["short"] = html("", "short")
-            for name in ("dataset", "variants", "before", "compare"):
+            for name in ("dataset", "variants", "before"):
                 parts[name].render()
-            parts["status"] = html(markup.invitation(), "status")
+            # Stays in view, however far the page is scrolled.
+            with gr.Column(elem_id="nb-go"):
+                parts["compare"].render()
+                parts["status"] = html(markup.invitation(), "status")
             parts["take"] = html("", "take")
         with gr.Column(elem_id="nb-results", scale=1, min_width=280):
             parts |= _results(parts, methods)
@@ -132,23 +148,25 @@ def _results(widgets: dict[str, Any], methods: Sequence[AttributionMethod]) -> d
     def heading(title: str, name: str) -> None:
         html(f"<h2>{escape(title)}</h2>", f"{name}-title")
 
-    parts = {"names": html("", "names")}
-    heading(text.PREDICTIONS, "predictions")
-    parts["predictions"] = html("", "predictions")
-    heading(text.ATTRIBUTION, "attribution")
-    with gr.Row(elem_classes="nb-options", elem_id="nb-looks"):
-        widgets["method"].render()
-        widgets["target"].render()
-    html(markup.methods(methods), "methods")
-    parts["attribution"] = html("", "attribution")
-    heading(text.BURDEN, "burden")
-    with gr.Row(elem_classes="nb-options"):
-        widgets["quantity"].render()
-    parts["chart"] = html("", "chart", js=PICK_LAYER)
-    with gr.Row(elem_classes="nb-options"):
-        widgets["layer"].render()
-        widgets["kind"].render()
-    parts["maps"] = html("", "maps")
+    # The names of the columns stay in view as far as there are such columns.
+    with gr.Column(elem_id="nb-columns"):
+        parts = {"names": html("", "names")}
+        heading(text.PREDICTIONS, "predictions")
+        parts["predictions"] = html("", "predictions")
+        heading(text.ATTRIBUTION, "attribution")
+        with gr.Row(elem_classes="nb-options", elem_id="nb-looks"):
+            widgets["method"].render()
+            widgets["target"].render()
+        html(markup.methods(methods), "methods")
+        parts["attribution"] = html("", "attribution")
+        heading(text.BURDEN, "burden")
+        with gr.Row(elem_classes="nb-options"):
+            widgets["quantity"].render()
+        parts["chart"] = html("", "chart", js=PICK_LAYER)
+        with gr.Row(elem_classes="nb-options"):
+            widgets["layer"].render()
+            widgets["kind"].render()
+        parts["maps"] = html("", "maps")
     with gr.Accordion(text.ALL_LAYERS, open=False, elem_id="nb-sheets"):
         parts["sheets"] = html("", "sheets")
     heading(text.CUT, "cut")
@@ -172,6 +190,16 @@ def _about() -> str:
     )
 
 
+def in_turn(steps: Iterator[Parts], places: threading.BoundedSemaphore) -> Iterator[Parts]:
+    """The same steps, each of them in one of so many places; between them none is held."""
+    while True:
+        with places:
+            found = next(steps, None)
+        if found is None:
+            return
+        yield found
+
+
 class _Wiring:
     """What happens when a visitor touches something."""
 
@@ -182,6 +210,7 @@ class _Wiring:
         self.parts = parts
         self.files = files
         self.first = first
+        self.linked = threading.BoundedSemaphore(LINKED)
         self.examples = gallery.read_examples()
 
     def connect(self, page: gr.Blocks, *, concurrency: int) -> Compare:
@@ -194,19 +223,28 @@ class _Wiring:
         everything = self.named("visit", "image", *CHOICES)
         start = in_plain_words(self.compare)
         everywhere = self.named("standing", "status", "take", *visit.RESULTS, *SITE)
+        answered = [parts["image"], *everywhere]
+
+        def compares(event: Any) -> None:
+            event.failure(None, js=BRIGHTEN, **HIDDEN)
+
         touched = [parts["compare"].click, parts["image"].upload, parts["before"].input]
-        gr.on(touched, start, everything, everywhere, **computed)
+        begun = [*touched, parts["dataset"].input, parts["examples"].select]
+        gr.on(begun, None, js=DIM_RESULTS, **HIDDEN)
+        compares(gr.on(touched, start, everything, answered, **computed))
         restored = self.named("image", "examples", "dataset", *CHOICES[:-2], *CUT)
         opened = in_plain_words(self.opened)
-        page.load(opened, self.named("visit", "drawn"), [*restored, *everywhere], **computed)
+        opening = {**computed, "concurrency_id": "open", "concurrency_limit": OPENING}
+        page.load(opened, self.named("visit", "drawn"), [*restored, *everywhere], **opening)
 
         def compare_after(event: Any) -> None:
-            event.then(start, everything, everywhere, **computed)
+            compares(event.then(start, everything, answered, **computed))
 
         def open_after(event: Any, opening: gr.State) -> None:
             shown = self.named(*DATASET, "before", "tabs")
             wanted = [parts["visit"], opening]
             opens = in_plain_words(self.open_photo)
+            event.success(None, js=DIM_RESULTS, **HIDDEN)
             compare_after(event.success(opens, wanted, shown, **HIDDEN))
 
         # Another data set means other models, classes and photos: its default comparison is made.
@@ -236,16 +274,20 @@ class _Wiring:
         """Attach what asks anew for a part of the answer."""
         parts = self.parts
         choices = self.named("visit", *CHOICES[1:])
+        quantity, kind = parts["quantity"], parts["kind"]
+        quantity.input(in_plain_words(for_quantity), quantity, kind, queue=False, **HIDDEN)
         # The events below name only what they fill: Gradio empties a `gr.HTML` that is among the
         # outputs of two events in a row without getting a value.
         looks = [parts["method"].input, parts["target"].input]
         attribution = self.named("attribution", "take")
         gr.on(looks, None, js=DIM_MAPS, **HIDDEN)
-        gr.on(looks, self.again(visit.attributions), choices, attribution, **computed)
+        again = self.again("attribution", visit.attributions)
+        gr.on(looks, again, choices, attribution, **computed)
         burden = self.named("chart", "short", "maps", "sheets", "take", *SITE)
-        gr.on(parts["quantity"].input, self.again(visit.burdens), choices, burden, **computed)
+        again = self.again("chart", visit.burdens)
+        gr.on(parts["quantity"].input, again, choices, burden, **computed)
         sites = [parts["layer"].input, parts["kind"].input]
-        again = self.again(visit.site_maps, picks=True)
+        again = self.again("maps", visit.site_maps, picks=True)
         gr.on(sites, again, choices, self.named("maps", "take"), **computed)
         gr.on(
             [parts[name].input for name in CUT],
@@ -260,9 +302,9 @@ class _Wiring:
 
         gr.on(
             parts["variants"].input,
-            in_plain_words(self.fit_classes),
-            self.named("variants", "target"),
-            parts["target"],
+            in_plain_words(self.choose_models),
+            self.named("visit", "variants", "target"),
+            self.named("target", "status"),
             queue=False,
             **HIDDEN,
         )
@@ -288,14 +330,15 @@ class _Wiring:
         try:
             asked = view_of(request.query_params, default_choices(self.service), self.menus())
             path = self.photo_of(asked)
+            if asked is not None:
+                self.check(asked.choices)
         except UserError as error:
-            asked, refused = None, error
-            standing |= {"status": markup.problem(str(error))}
+            asked, path, refused = None, None, error
+            said = text.LINK_REFUSED.format(problem=error)
+            standing |= {"status": markup.problem(said)}
         if asked is None:
             yield from self.first_view(state, standing, drawn)
-            if refused is not None:
-                raise refused
-            if state.choices is not None:
+            if refused is not None or state.choices is not None:
                 return
         view = asked or View(choices=default_choices(self.service))
         choices, state.ablation = view.choices, view.cut
@@ -308,7 +351,8 @@ class _Wiring:
             return self.service.load_image(path)
 
         state.site_chosen = asked is not None and "layer" in request.query_params
-        yield from self.updates(visit.compare(self.service, state, load, choices))
+        compared = visit.compare(self.service, state, load, choices)
+        yield from self.updates(in_turn(compared, self.linked))
         yield from self.finished(state)
 
     def first_view(self, state: Visit, standing: Parts, drawn: str) -> Iterator[dict[Any, Any]]:
@@ -345,12 +389,25 @@ class _Wiring:
             return flip_photo.open_named(self.service, view.flip)
         return next(example.path for example in self.examples if example.name == view.example)
 
+    def check(self, choices: Choices) -> None:
+        """Refuse what a link asks for where its models cannot answer."""
+        infos = visit.chosen(self.service, choices.variants)
+        self.service.crop(Image.new("RGB", (1, 1)), choices.variants)
+        known = [value for _, value in target_choices(infos, choices.variants)]
+        if choices.target not in known:
+            raise UserError(
+                text.ERROR_LINK_VALUE.format(
+                    what="target", value=choices.target, known=", ".join(known)
+                )
+            )
+
     def controls(self, choices: Choices, path: Any, cut: Ablation | None = None) -> Parts:
         """Values of the controls that make these choices."""
         shown = {name: getattr(choices, name) for name in CHOICES}
         infos, cut = self.service.variants(), cut or Ablation()
         dataset = dataset_of(infos, choices.variants)
         classes = target_choices(infos, choices.variants)
+        last = last_layer(infos, dataset)
         return shown | {
             "image": str(path),
             "examples": gallery.strip(gallery.of_dataset(self.examples, dataset)),
@@ -359,6 +416,8 @@ class _Wiring:
                 choices=variant_choices(infos, dataset), value=list(choices.variants)
             ),
             "target": gr.update(choices=classes, value=choices.target),
+            "layer": gr.update(maximum=last, value=min(choices.layer, last)),
+            "kind": for_quantity(choices.quantity) | {"value": choices.kind},
             "cut_layers": gr.update(
                 choices=layer_choices(infos, dataset), value=list(cut.layers or ())
             ),
@@ -371,6 +430,7 @@ class _Wiring:
         """What a link may name."""
         classes = {name for info in self.service.variants() for name in info.classes}
         return {
+            "variants": [info.id for info in self.service.variants()],
             "example": [example.name for example in self.examples],
             "method": [method.name for method in self.service.attribution_methods()],
             "target": ["base", "own", *sorted(classes)],
@@ -391,11 +451,12 @@ class _Wiring:
         yield from self.updates(self.offered(state))
         yield from self.updates(visit.timed(self.service, state))
 
-    def again(self, steps: Steps, *, picks: bool = False) -> Callable[..., Any]:
+    def again(self, part: str, steps: Steps, *, picks: bool = False) -> Callable[..., Any]:
         """One part anew for the photo that is shown; `picks` where the visitor chose a layer."""
 
         def run(state: Visit, *values: Any) -> Iterator[dict[Any, Any]]:
             if state.choices is None:
+                yield from self.forgotten(part)
                 return
             for name, value in zip(CHOICES[1:], values, strict=True):
                 setattr(state.choices, name, value)
@@ -405,21 +466,35 @@ class _Wiring:
 
         return in_plain_words(run)
 
+    def forgotten(self, part: str) -> Iterator[dict[Any, Any]]:
+        """What stands in the place of a part of a page that compares nothing, or no longer."""
+        yield from self.updates(iter([{part: markup.failure(text.ERROR_FORGOTTEN)}]))
+
     def cut(
         self, state: Visit, layers: list[int], kinds: list[str], share: float, order: str
     ) -> Iterator[dict[Any, Any]]:
         """The dense model with other units turned off."""
+        if state.choices is None:
+            yield from self.forgotten("ablation")
+            return
         state.ablation = Ablation(
             layers=tuple(layers) or None, kinds=tuple(kinds), share=share / 100, order=order
         )
         yield from self.updates(visit.ablated(self.service, state))
         yield from self.updates(self.offered(state))
 
-    def fit_classes(self, variants: list[str], target: str) -> Any:
-        """The classes of the models that are chosen now."""
+    def choose_models(self, state: Visit, variants: list[str], target: str) -> tuple[Any, str]:
+        """The classes of the models that are chosen now, and what to do to see these models."""
         choices = target_choices(self.service.variants(), variants)
         kept = target if target in [value for _, value in choices] else "base"
-        return gr.update(choices=choices, value=kept)
+        said = text.PRESS_COMPARE
+        try:
+            infos = visit.chosen(self.service, variants)
+            if state.image is not None and infos == state.infos:
+                said = text.MODELS_SHOWN
+        except UserError as error:
+            said = str(error)
+        return gr.update(choices=choices, value=kept), markup.invitation(said)
 
     def change_dataset(self, state: Visit, dataset: str) -> dict[Any, Any]:
         """The models, classes and examples of another data set."""
@@ -429,20 +504,26 @@ class _Wiring:
         if not chosen:
             raise UserError(text.ERROR_COUNT.format(count=0))
         path = gallery.of_dataset(self.examples, dataset)[0].path
-        values = self.controls(replace(default_choices(self.service), variants=chosen), path)
+        values = self.controls(self.other(state, chosen), path)
         return {self.parts[name]: values[name] for name in DATASET}
 
     def open_photo(self, state: Visit, opening: tuple[str, Sequence[str]]) -> dict[Any, Any]:
         """A photo and models that another tab chose."""
         state.ablation = Ablation()
         path, chosen = opening
-        values = self.controls(replace(default_choices(self.service), variants=chosen), path)
+        values = self.controls(self.other(state, chosen), path)
         values |= {"tabs": gr.Tabs(selected=COMPARE)}
         return {self.parts[name]: values[name] for name in (*DATASET, "before", "tabs")}
+
+    def other(self, state: Visit, chosen: Sequence[str]) -> Choices:
+        """Choices for other models, in the same layer."""
+        layer = 1 if state.choices is None else state.choices.layer
+        return replace(default_choices(self.service), variants=chosen, layer=layer)
 
     def pick_layer(self, state: Visit, event: gr.EventData) -> Iterator[dict[Any, Any]]:
         """The layer whose row in the chart was clicked, and its part if that was on a mark."""
         if state.choices is None:
+            yield from self.forgotten("maps")
             return
         state.choices.layer, state.site_chosen = int(event.layer), True
         if event.kind in text.SITE_KINDS:

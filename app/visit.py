@@ -14,8 +14,9 @@ from typing import Any
 
 from PIL import Image
 
-from app import ablation_view, chart, in_short, layer_maps, markup, text
+from app import ablation_view, chart, flip_photo, in_short, layer_maps, markup, text
 from app.errors import NoAnswerError, UserError
+from app.gallery import digest, reduced
 from app.latency import Latency
 from app.placeholders import placeholders
 from app.service import (
@@ -71,6 +72,7 @@ class Visit:
     """State of one open page; it changes while steps run."""
 
     image: Image.Image | None = None
+    """What the models see of the photo, `gallery.reduced`."""
     infos: tuple[VariantInfo, ...] = ()
     choices: Choices | None = None
     predictions: Cells[Prediction] | None = None
@@ -107,39 +109,48 @@ def compare(
 
     Raises:
         UserError: If the photo or the choice of variants is refused; the page then shows why, and
-            nothing of the photo before.
+            nothing of another photo: what it showed of this one stays.
     """
-    ticket, started = visit.ticket("all"), time.perf_counter()
-    visit.image, visit.choices, visit.shipped = None, choices, False
-    visit.predictions = visit.attributions = visit.burdens = visit.ablated = None
+    started, image = time.perf_counter(), None
     try:
-        infos = _chosen(service, choices.variants)
         image = load()
-        service.crop(image, choices.variants)
+        infos = chosen(service, choices.variants)
+        crop = service.crop(image, choices.variants)
     except UserError as error:
-        yield dict.fromkeys(RESULTS, "") | {
+        refused = {
             "standing": markup.standing(service.status()),
             "status": markup.problem(str(error)),
         }
+        if image is None or visit.image is None or digest(visit.image) != digest(image):
+            _begin(visit, choices)
+            refused |= dict.fromkeys((*RESULTS, "take"), "")
+        # The browser may not be able to show what cannot be read here.
+        yield refused if image is not None else refused | {"image": None}
         raise
+    ticket = _begin(visit, choices)
+    # All that is asked from here on is asked of these models, so the photo itself may go.
+    image = reduced(image, crop)
     visit.image, visit.infos = image, infos
+    truth = flip_photo.truth_of(service, image)
     yield {
+        "take": "",
         "status": markup.progress(text.WORKING_PREDICT, step=1, steps=STEPS),
         "standing": markup.standing(service.status()),
     } | placeholders(
         infos,
-        crop=service.crop(image, choices.variants),
+        crop=crop,
         method=_method(service, choices.method),
         quantity=choices.quantity,
         before=choices.before,
         top_k=TOP_K,
+        truth=truth,
     )
     answers = service.predict(image, choices.variants, TOP_K, before_retraining=choices.before)
     if visit.outdated("all", ticket):
         return
     visit.predictions = answers
     yield {
-        "predictions": markup.predictions(infos, answers, answers.failures),
+        "predictions": markup.predictions(infos, answers, answers.failures, truth),
         "short": _short(visit),
         "costs": _costs(service, visit),
         "status": markup.progress(text.WORKING_BURDEN, step=2, steps=STEPS),
@@ -153,6 +164,17 @@ def compare(
         "status": markup.done(text.DONE.format(seconds=seconds)),
         "standing": markup.standing(service.status()),
     }
+
+
+def _begin(visit: Visit, choices: Choices) -> int:
+    """Forget what was shown.
+
+    Returns:
+        Ticket of what comes next.
+    """
+    visit.image, visit.choices, visit.shipped = None, choices, False
+    visit.predictions = visit.attributions = visit.burdens = visit.ablated = None
+    return visit.ticket("all")
 
 
 def _slow_parts(service: Service, visit: Visit, choices: Choices) -> Iterator[Parts]:
@@ -217,6 +239,9 @@ def burdens(service: Service, visit: Visit) -> Iterator[Parts]:
         choices.layer, kind = layer_and_kind(site)
         choices.kind = kind or choices.kind
         found |= {"layer": choices.layer, "kind": choices.kind}
+    elif choices.layer > (last := _num_layers(cells)):
+        choices.layer = last
+        found |= {"layer": last}
     found["chart"] = chart.chart(
         visit.infos, cells, cells.failures, quantity=choices.quantity, before=choices.before
     )
@@ -322,7 +347,12 @@ def attribution_scales(service: Service, cells: Mapping[str, AttributionMap]) ->
     return scales
 
 
-def _chosen(service: Service, variants: Sequence[str]) -> tuple[VariantInfo, ...]:
+def chosen(service: Service, variants: Sequence[str]) -> tuple[VariantInfo, ...]:
+    """The models of a comparison.
+
+    Raises:
+        UserError: If they are too few or too many, or one is not served.
+    """
     known = {info.id: info for info in service.variants()}
     if not min(MIN_COLUMNS, len(known)) <= len(variants) <= MAX_COLUMNS:
         raise UserError(text.ERROR_COUNT.format(count=len(variants)))
@@ -349,6 +379,11 @@ def chosen_site(cells: Mapping[str, BurdenMaps], choices: Choices) -> str | None
     wanted = (choices.layer, choices.kind)
     exact = (name for name in names if layer_and_kind(name) in (wanted, (choices.layer, "")))
     return next(exact, names[0] if names else None)
+
+
+def _num_layers(cells: Mapping[str, BurdenMaps]) -> int:
+    layers = [layer_and_kind(site)[0] for cell in cells.values() for site in cell.site_names]
+    return max(layers, default=1)
 
 
 def _most_burdened(cells: Mapping[str, BurdenMaps]) -> str | None:

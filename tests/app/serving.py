@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import io
+import secrets
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
+import httpx
 import uvicorn
 from PIL import Image
 
@@ -43,6 +46,33 @@ def serve(checkpoints: Path) -> Served:
     threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True).start()
     url = f"http://127.0.0.1:{bound.getsockname()[1]}"
     return Served(url=url, service=service, page=app.state.page)
+
+
+def function_of(served: Served, name: str) -> int:
+    """Number of the first of the page's functions of a name."""
+    fns = served.page.fns.items()
+    return next(number for number, block in fns if getattr(block.fn, "__name__", "") == name)
+
+
+def join(served: Served, session: str, function: int, *values: Any) -> str:
+    """What a page's session is told until one of its functions is done, as a browser asks."""
+    api = f"{served.url}/gradio_api"
+    body = {"fn_index": function, "session_hash": session, "data": list(values)}
+    httpx.post(f"{api}/queue/join", json=body, timeout=60).raise_for_status()
+    told = httpx.get(f"{api}/queue/data", params={"session_hash": session}, timeout=60).text
+    assert '"success":true' in told
+    return told
+
+
+def open_page(served: Served) -> str:
+    """Open the page, and wait for what it shows first.
+
+    Returns:
+        What Gradio calls its session.
+    """
+    session = secrets.token_hex(6)
+    join(served, session, function_of(served, "opened"), None, "nothing")
+    return session
 
 
 def example_path() -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from app import text
-from app.api import in_plain_words
+from app.api import in_plain_words, uploaded_path
 from app.errors import UserError
 from tests.app.folders import ids_by_mitigation
 from tests.app.serving import Served, broken_files, example_path, serve
@@ -47,6 +48,17 @@ def photo(served: Served) -> Image.Image:
 def call(url: str, name: str, data: list[Any]) -> tuple[str, Any]:
     """What the last server-sent event of a plain HTTP call says."""
     started = httpx.post(f"{url}/gradio_api/call/{name}", json={"data": data}, timeout=60)
+    return answer_of(url, name, started)
+
+
+def call_by_name(url: str, name: str, values: dict[str, Any]) -> tuple[str, Any]:
+    """The same of a call that names its parameters."""
+    started = httpx.post(f"{url}/gradio_api/call/v2/{name}", json=values, timeout=60)
+    return answer_of(url, name, started)
+
+
+def answer_of(url: str, name: str, started: httpx.Response) -> tuple[str, Any]:
+    """The last event of a call that was begun."""
     event = started.raise_for_status().json()["event_id"]
     answer = httpx.get(f"{url}/gradio_api/call/{name}/{event}", timeout=60).text
     kind, body = answer.strip().split("\n\n")[-1].split("\n")
@@ -247,6 +259,65 @@ def test_no_file_of_the_server_can_be_named_as_an_upload(
 ) -> None:
     kind, said = call(served.url, "predict", [image, None, None])
     assert (kind, said["error"]) == ("error", words)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "words"),
+    [
+        ("predict", {"variants": [["x"]]}, "variants must be a list of ids, got [['x']]; /models"),
+        ("predict", {"variants": {"a": 1}}, "variants must be a list of ids, got {'a': 1}; /mod"),
+        ("attribute", {"method": ["saliency"]}, "method must be text, got ['saliency']"),
+        ("attribute", {"method": {}}, "method must be text, got {}"),
+        ("compare", {"target": [1]}, "target must be text, got [1]"),
+        ("burden", {"quantity": ["load"]}, "quantity must be text, got ['load']"),
+        ("flips", {"pattern": ["any"]}, "pattern must be text, got ['any']"),
+        ("flips", {"pruned": ["x"]}, "pruned must be text, got ['x']"),
+        ("flips", {"mitigated": {}}, "mitigated must be text, got {}"),
+        ("flips", {"of": 3}, "of must be text, got 3"),
+        ("flips", {"sort": ["kl"]}, "sort must be text, got ['kl']"),
+        ("flips", {"packed": "yes"}, "packed must be true or false, got 'yes'"),
+    ],
+)
+def test_what_is_no_word_is_answered_with_what_would_be_right(
+    served: Served, name: str, asked: dict[str, Any], words: str
+) -> None:
+    body = {"pattern": "any"} if name == "flips" else {"image": {"path": "any"}}
+    kind, said = call_by_name(served.url, name, body | asked)
+    assert kind == "error"
+    assert said["error"].startswith(words)
+
+
+@pytest.mark.parametrize("path", ["nul\x00", "/tmp/nul\x00/photo.png", "half \ud800"])
+def test_what_is_no_path_is_no_upload(path: str) -> None:
+    with pytest.raises(UserError, match="must be an uploaded file"):
+        uploaded_path({"path": path})
+
+
+def test_models_answer_on_the_crop_while_the_photo_is_gone(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Path(PHOTO).open("rb") as file:
+        path = httpx.post(f"{served.url}/gradio_api/upload", files={"files": file}).json()[0]
+    wanted = served.service.predict(photo(served))
+    loaded: list[weakref.ref[Image.Image]] = []
+    load, predict = served.service.load_image, served.service.predict
+
+    def remembered(source: Any) -> Image.Image:
+        image = load(source)
+        loaded.append(weakref.ref(image))
+        return image
+
+    def meanwhile(image: Image.Image, *arguments: Any) -> Any:
+        assert loaded[0]() is None
+        assert max(image.size) == served.service.variants()[0].img_size
+        return predict(image, *arguments)
+
+    monkeypatch.setattr(served.service, "load_image", remembered)
+    monkeypatch.setattr(served.service, "predict", meanwhile)
+    kind, found = call(served.url, "predict", [{"path": path, "meta": FILE_MARK}, None, None])
+    assert kind == "complete"
+    for key, cell in wanted.items():
+        assert [top["prob"] for top in found[0][key]["top"]] == [top.prob for top in cell.top]
 
 
 def test_calls_cannot_go_around_the_queue(served: Served) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -401,6 +402,18 @@ def test_occlusion_is_what_the_served_file_loses(models: dict[str, Model]) -> No
     wanted = PREDICTOR.run(model, image).logits[1] - PREDICTOR.run(model, covered).logits[1]
     assert found.patches[1, 2] == pytest.approx(wanted, abs=1e-5)
     assert found.steps == found.patches.size + 1
+
+
+def test_rounding_is_no_loss() -> None:
+    # Logits of a photo and of its four copies: losses of 4.8e-7, -9e-6, 0 and 2e-5.
+    logits = np.array([1.0, 1.0 - 4.8e-7, 1.0 + 9e-6, 1.0, 1.0 - 2e-5])
+    toy = linear(torch.zeros(3, 4, 4))(np.zeros((3, 4, 4), np.float32), 2)
+    question = replace(toy, target=0, served=lambda images: logits[:, None])
+    found = ATTRIBUTIONS["occlusion"].compute(question).patches
+    assert (found != 0).tolist() == [[False, False], [False, True]]
+    assert found[1, 1] == pytest.approx(2e-5)
+    logits[4] = 1.0
+    assert np.ptp(ATTRIBUTIONS["occlusion"].compute(question).patches) == 0
 
 
 def test_fine_grids_are_occluded_in_squares() -> None:

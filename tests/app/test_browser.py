@@ -161,6 +161,9 @@ def test_broken_files_get_a_sentence_and_the_page_goes_on(visitor: Visitor, tmp_
         visitor.upload(path)
         assert words in visitor.wait("problem")
         assert visitor.page.inner_text("#nb-predictions-block").strip() == ""
+        # No link to files that are gone, nor the browser's own sign of a broken picture.
+        visitor.page.wait_for_selector(".nb-take", state="detached")
+        visitor.page.wait_for_selector("#nb-photo img", state="detached")
     assert "169.0 megapixels" in " ".join(visitor.texts(".toast-body"))
     visitor.mark()
     visitor.page.click("[data-example='n03028079_5942']")
@@ -343,6 +346,86 @@ def test_names_of_the_columns_stay_in_view(visitor: Visitor) -> None:
         "#nb-names-block", "heads => heads.getBoundingClientRect().top"
     )
     assert 0 <= top < 5
+
+
+OVER = """(selector) => {
+  const box = document.querySelector(selector).getBoundingClientRect();
+  return document.elementFromPoint(box.left + box.width / 2, box.top + box.height / 2)
+    ?.closest('#nb-names-block, #nb-maps-block')?.id;
+}"""
+UNDER_NAMES = """(selector) => {
+  const heads = document.querySelector('#nb-names-block').getBoundingClientRect();
+  const box = document.querySelector(selector).getBoundingClientRect();
+  scrollBy(0, box.top + box.height / 2 - heads.height / 2);
+}"""
+
+
+def test_names_lie_over_labels_and_under_what_belongs_to_no_column(visitor: Visitor) -> None:
+    page = visitor.page
+    label = "#nb-layer [data-testid=block-info]"
+    page.eval_on_selector(label, "e => e.scrollIntoView()")
+    page.evaluate(UNDER_NAMES, label)
+    assert page.evaluate(OVER, label) == "nb-names-block"
+    assert not page.locator("#nb-maps .nb-whose >> nth=1").is_visible()
+    page.click("#nb-maps .nb-map >> nth=1")
+    title = visitor.texts("#nb-names-block strong")[1]
+    assert page.inner_text("#nb-maps .nb-map:visible + p >> nth=0").startswith(f"{title}: layer")
+    page.evaluate(UNDER_NAMES, "#nb-maps .nb-cell:nth-child(3) .nb-map")
+    assert page.evaluate(OVER, "#nb-maps .nb-cell:nth-child(3) .nb-map") == "nb-maps-block"
+    # What follows has columns of its own, or none.
+    page.eval_on_selector("#nb-cut-title-block", "e => e.scrollIntoView()")
+    bottom = "e => e.getBoundingClientRect().bottom"
+    assert page.eval_on_selector("#nb-names-block", bottom) <= 0
+
+
+def test_a_part_is_chosen_only_of_what_has_parts(visitor: Visitor) -> None:
+    page = visitor.page
+    page.click("#nb-quantity input[value='residual']")
+    page.wait_for_selector("#nb-kind input:disabled")
+    page.click("#nb-quantity input[value='load']")
+    page.wait_for_selector("#nb-kind input:enabled")
+
+
+def test_compare_and_its_status_are_where_the_visitor_looks(
+    visitor: Visitor, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, go = visitor.page, visitor.page.locator("#nb-go")
+    for place in (0, 400, 1500):
+        page.evaluate(f"window.scrollTo(0, {place})")
+        box = go.bounding_box()
+        assert box is not None
+        assert box["y"] >= 0
+        assert box["y"] + box["height"] <= DESKTOP["height"]
+    page.evaluate("window.scrollTo(0, 0)")
+    # A tick says what it needs.
+    page.click("#nb-variants label:has(input:not(:checked)) >> nth=0")
+    page.wait_for_selector(".nb-status >> text=Press Compare to see")
+    for _ in range(3):
+        page.click("#nb-variants label:has(input:checked) >> nth=0")
+    page.wait_for_selector(".nb-invitation >> text=1 chosen")
+    # A wrong choice leaves what is shown, with its files.
+    visitor.mark()
+    page.click("#nb-compare")
+    assert "1 chosen" in visitor.wait("problem")
+    assert len(visitor.texts("#nb-predictions .nb-cell")) == 3
+    page.wait_for_selector(".nb-old", state="detached")
+    assert page.request.get(f"{served.url}/{page.get_attribute('.nb-take a', 'href')}").ok
+    # Older results fade at once, before any answer of the server.
+    go_on, load = threading.Event(), served.service.load_image
+
+    def held(source: Any) -> Any:
+        go_on.wait(WAIT_MS / 1000)
+        return load(source)
+
+    monkeypatch.setattr(served.service, "load_image", held)
+    page.click("#nb-variants label:has(input:not(:checked)) >> nth=0")
+    page.wait_for_selector(".nb-invitation >> text=Press Compare")
+    visitor.mark()
+    page.click("[data-example] >> nth=2")
+    page.wait_for_selector("#nb-predictions.nb-old")
+    go_on.set()
+    visitor.wait()
+    assert page.locator(".nb-old").count() == 0
 
 
 def test_a_patch_is_read_by_pointer_and_by_keyboard(

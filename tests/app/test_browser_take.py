@@ -237,6 +237,13 @@ def test_a_link_brings_the_view_back(
 def test_a_link_to_what_is_not_there_says_so(browser: Any, served: Served) -> None:
     window = Visitor(browser, served, "?example=nothing")
     assert "available: n02102040_810" in window.wait("problem")
+    window.context.close()
+    window = Visitor(browser, served, f"?variants=nothing,{served.service.default_variants()[0]}")
+    assert "names the model 'nothing'" in window.wait("problem")
+    # It opens as it does for everybody, and the one sentence is enough.
+    assert len(window.texts("#nb-predictions .nb-cell")) == 3
+    assert window.page.locator("#nb-variants input:checked").count() == 3
+    assert window.texts(".toast-body") == []
     window.mark()
     window.page.click("#nb-compare")
     window.wait()

@@ -10,6 +10,7 @@ from PIL import Image
 
 from app import crops
 from app.crops import Crops
+from app.gallery import digest, reduced
 from nbcore.preprocessing import preprocess, to_array
 from tests.app.serving import example_path
 
@@ -28,14 +29,28 @@ def test_a_crop_is_that_of_preprocess_and_made_once(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(crops, "preprocess", count)
     kept, image = Crops(), photo()
-    crop, pixels = kept.of(image, 64, 0.9)
+    crop, pixels, raw = kept.of(image, 64, 0.9)
     assert crop.tobytes() == preprocess(image, 64, 0.9).tobytes()
     assert np.array_equal(pixels, to_array(crop))
+    assert np.array_equal(raw.transpose(1, 2, 0), np.asarray(crop))
     assert kept.of(image, 64, 0.9)[0] is crop
     assert kept.of(image, 64, 1.0)[0].tobytes() == preprocess(image, 64, 1.0).tobytes()
     # Equal pixels of another photo are cut anew: only the photo itself says that it is in use.
     assert kept.of(image.copy(), 64, 0.9)[0] is not crop
     assert made == [(64, 0.9), (64, 1.0), (64, 0.9)]
+
+
+def test_a_crop_stands_for_its_photo_and_for_no_other_cut() -> None:
+    kept, image = Crops(), photo()
+    crop, pixels, raw = kept.of(image, 64, 0.9)
+    again = kept.of(crop, 64, 0.9)
+    assert again.image is crop
+    assert np.array_equal(again.values, pixels)
+    assert np.array_equal(again.raw, raw)
+    with pytest.raises(ValueError, match=r"cut by \(64, 0.9\), not by \(64, 1.0\)"):
+        kept.of(crop, 64, 1.0)
+    small = reduced(image, crop)
+    assert digest(small) == digest(image) != digest(image.resize((64, 64)))
 
 
 def test_nothing_of_a_photo_outlives_it() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import httpx
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from gradio_client import Client, handle_file
 
 from app import shipped_view
 from app.__main__ import BAD_USAGE, main
@@ -18,6 +20,7 @@ from app.first_view import (
     OWN,
     SHIPPED,
     Beforehand,
+    FirstView,
     default_choices,
     first_view,
     ship_first_view,
@@ -30,7 +33,7 @@ from app.settings import DEFAULT_CHECKPOINTS, Settings
 from app.takeaway import numbers
 from app.visit import RESULTS, Visit
 from tests.app.folders import copy_of, edit_manifest, flip_byte
-from tests.app.serving import Served, serve
+from tests.app.serving import Served, example_path, open_page, serve
 
 
 @pytest.fixture(scope="module")
@@ -269,3 +272,28 @@ def test_it_stands_in_the_page_itself(served: Served) -> None:
     top = served.service.predict(image, [default])[default].top[0]
     assert f"{100 * top.prob:.1f}\\u202f%" in page or f"{100 * top.prob:.1f}\u202f%" in page
     assert "nb-map" in page
+
+
+def test_pages_that_wait_for_it_hold_no_place_of_the_models(
+    tiny_checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, may_go_on, wait = serve(tiny_checkpoints), threading.Event(), Beforehand.wait
+    waiting = threading.Semaphore(0)
+
+    def held_up(first: Beforehand, timeout: float | None = None) -> FirstView | None:
+        waiting.release()
+        assert may_go_on.wait(60)
+        return wait(first, timeout)
+
+    monkeypatch.setattr(Beforehand, "wait", held_up)
+    pages = served.service.settings.concurrency
+    with ThreadPoolExecutor(pages) as pool:
+        opened = [pool.submit(open_page, served) for _ in range(pages)]
+        try:
+            assert all(waiting.acquire(timeout=60) for _ in range(pages))
+            client = Client(served.url, verbose=False, download_files=False)
+            assert client.predict(handle_file(str(example_path())), api_name="/predict")
+            assert not any(page.done() for page in opened)
+        finally:
+            may_go_on.set()
+        assert all(page.result() for page in opened)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from app.errors import UserError
 from app.flips import ORDERS, PATTERNS, Chapter, Query, Trio, applicable, find, summarize
 from app.flips.query import positions
 from app.flips.summary import share
+from app.flips_tab import most_burden
 from tests.app.flip_books import INFOS, PACKED, SAID, TARGETS, chapter, info, probs
 
 
@@ -127,6 +129,14 @@ def test_orders_by_hand(book: Chapter, trio: Trio, sort: str, of: str, photos: l
 def test_every_order_is_tried_by_hand() -> None:
     cases = next(m for m in test_orders_by_hand.pytestmark if m.name == "parametrize").args[1]  # type: ignore[attr-defined]
     assert {sort for sort, _, _ in cases} == set(ORDERS)
+
+
+def test_the_sliders_end_at_a_short_number_above_every_burden(trio: Trio) -> None:
+    # 3.0 is the largest, and itself a step.
+    assert most_burden(trio) == 3.0
+    # The next step is 87 times 0.05, in floats 4.3500000000000005.
+    heavy = replace(trio.pruned, burden=np.array([1.0, 4.31, np.nan]))
+    assert str(most_burden(replace(trio, pruned=heavy))) == "4.35"
 
 
 def test_photos_without_a_burden_come_last(book: Chapter, trio: Trio) -> None:

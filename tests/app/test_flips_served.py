@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from PIL import Image
 
 from app.errors import UserError
+from app.flip_photo import open_packed, truth_of
 from app.flips import FlipBook, Query, find
 from app.registry import ModelRegistry
 from nbcore.answers import answers_path, read_answers, write_answers
@@ -39,6 +41,16 @@ def ids(asked_checkpoints: Path) -> dict[str, str]:
 def folder(asked_checkpoints: Path, tmp_path: Path) -> Path:
     """A copy that may be changed."""
     return Path(shutil.copytree(asked_checkpoints, tmp_path / "checkpoints"))
+
+
+def test_a_photo_that_was_opened_is_known_by_its_true_class(served: Served) -> None:
+    service = served.service
+    chapter = service.flips.chapter("shapes")
+    for position in np.flatnonzero(chapter.packed)[:5].tolist():
+        path = open_packed(service, chapter, position)
+        truth = chapter.classes[chapter.targets[position]]
+        assert truth_of(service, service.load_image(path)) == truth
+    assert truth_of(service, Image.new("RGB", (9, 9))) is None
 
 
 def book_of(folder: Path) -> FlipBook:

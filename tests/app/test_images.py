@@ -5,6 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import subprocess
+import sys
+import threading
+import time
 import warnings
 import zlib
 from collections.abc import Callable
@@ -16,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from app import images
 from app.errors import UserError
 from app.images import load_image
 
@@ -252,6 +257,92 @@ def test_an_icon_cannot_hide_a_large_picture() -> None:
         load_image(ico + inner)
     small = encoded(Image.fromarray(pattern(16, 16)), "ICO", sizes=[(16, 16)])
     assert np.array_equal(pixels(small), pattern(16, 16))
+
+
+def test_a_flood_of_icon_headers_is_refused_at_the_first_too_large_one() -> None:
+    began = time.perf_counter()
+    with pytest.raises(UserError, match="megapixels"):
+        load_image(b"icns" + b"ihdr" * 4_900_000)
+    assert time.perf_counter() - began < 3
+
+
+def test_grey_is_scaled_by_its_values_in_all_strips() -> None:
+    # Only the last of three strips tells that the values go to 65535.
+    values = np.zeros((2 * images.ROWS + 1, 2), dtype=np.int32)
+    values[0, 0], values[-1, 1] = 257 * 100, 65535
+    found = pixels(encoded(Image.fromarray(values), "TIFF"))[:, :, 0]
+    assert (found[0, 0], found[-1, 1], int(found.sum())) == (100, 255, 355)
+
+
+def test_two_photos_at_most_are_decoded_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    within, most, lock = [0], [0], threading.Lock()
+    decode = images._to_rgb
+
+    def counted(image: Image.Image) -> Image.Image:
+        with lock:
+            within[0] += 1
+            most[0] = max(most[0], within[0])
+        # Others come meanwhile if they may.
+        threading.Event().wait(0.05)
+        with lock:
+            within[0] -= 1
+        return decode(image)
+
+    monkeypatch.setattr(images, "_to_rgb", counted)
+    threads = [threading.Thread(target=load_image, args=(SAMPLES["PNG"],)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [2]
+
+
+PEAKS = """
+import io, sys
+from pathlib import Path
+import numpy as np
+from PIL import Image
+from app.images import load_image
+
+def held(line):
+    return int(Path("/proc/self/status").read_text().split(line + ":")[1].split()[0]) / 1e3
+
+def encoded(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+side = 6300
+turned = Image.Exif()
+turned[0x0112] = 6
+photos = {
+    "grey": lambda: encoded(Image.fromarray(np.zeros((side, side), np.uint16)), "PNG"),
+    "float": lambda: encoded(
+        Image.fromarray(np.zeros((side, side), np.float32)), "TIFF", compression="tiff_lzw"
+    ),
+    "alpha": lambda: encoded(Image.new("RGBA", (side, side), (1, 2, 3, 100)), "PNG"),
+    "turned": lambda: encoded(Image.new("RGBA", (side, side), (1, 2, 3, 9)), "PNG", exif=turned),
+}
+load_image(encoded(Image.new("RGB", (9, 9)), "PNG"))
+for name, make in photos.items():
+    data = make()
+    Path("/proc/self/clear_refs").write_text("5")
+    rest = held("VmRSS")
+    load_image(data)
+    print(name, held("VmHWM") - rest)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_small_file_of_forty_megapixels_takes_few_copies_of_its_pixels() -> None:
+    # A copy of the pixels takes 159 MB: there may be two, and what the decoder needs.
+    told = subprocess.run(
+        [sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True, timeout=120
+    ).stdout
+    peaks = {name: float(size) for name, size in map(str.split, told.splitlines())}
+    assert set(peaks) == {"grey", "float", "alpha", "turned"}
+    assert max(peaks.values()) < 400, peaks
+    assert min(peaks.values()) > 100, peaks
 
 
 def test_no_setting_of_pillow_or_python_is_changed() -> None:

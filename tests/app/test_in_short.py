@@ -61,6 +61,14 @@ def test_each_model_says_its_answer_and_where_it_carries_most() -> None:
     assert last == "most load: layer 2, attention, 3.250"
 
 
+def test_what_is_cut_for_want_of_room_can_be_rested_on() -> None:
+    page = in_short((info("d", base=None), info("p")), None, None, before=False)
+    assert [re.findall(r'title="([dp])"', item) for item in page.split("<li>")[1:]] == [
+        ["d"],
+        ["p"],
+    ]
+
+
 def test_there_are_as_many_lines_before_the_answer_as_after() -> None:
     infos = (info("d", base=None), info("p"))
     waits = lines(in_short(infos, None, None, before=False))
@@ -78,3 +86,5 @@ def test_a_map_tells_where_on_the_photo_it_is_strongest() -> None:
     assert "layer 2, attention: <b>3.25×</b><small>most in row 2, column 3</small>" in page
     flat = layer_maps.map_cell(info("p"), cell, drawn, "blocks.0.attn")
     assert "<small></small>" in flat
+    # Alone and large it stands below no heading of its own.
+    assert '<span class="nb-whose">p: </span>layer 1' in flat

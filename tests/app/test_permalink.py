@@ -22,6 +22,7 @@ MENUS = {
     "kind": ["attn", "mlp"],
     "cut_order": ["smallest", "largest", "x"],
 }
+MANY = [f"photo-{k}" for k in range(1, 30)]
 DEFAULTS = Choices(
     variants=["x"],
     method="saliency",
@@ -67,6 +68,17 @@ def test_a_link_restores_the_view_that_it_was_made_of(**values: Any) -> None:
 def test_a_link_is_silent_on_what_was_not_touched() -> None:
     assert "cut" not in query_of(View(choices=DEFAULTS))
     assert "cut_share=75" in query_of(View(choices=DEFAULTS, cut=Ablation(share=0.75)))
+
+
+def test_a_refusal_is_short_however_much_there_is() -> None:
+    menus = MENUS | {"variants": ["x", "y"], "example": MANY}
+    with pytest.raises(UserError, match=r"^This link names the model 'z', which is not served"):
+        view_of({"variants": "x,z"}, DEFAULTS, menus)
+    with pytest.raises(UserError, match=r"available: photo-1, .*, photo-8, …\.$"):
+        view_of({"example": "photo-0"}, DEFAULTS, menus)
+    found = view_of({"variants": "y,x"}, DEFAULTS, menus)
+    assert found is not None
+    assert found.choices.variants == ["y", "x"]
 
 
 def test_an_address_that_asks_for_nothing_is_the_first_view() -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 
-from app import gradients, pictures, render
+from app import gradients, parity, pictures, render
 from app.attribution import ATTRIBUTIONS
 from app.catalog import catalog, default_ids
 from app.comparison import difference
@@ -563,6 +563,27 @@ def test_weights_that_do_not_fit_are_found_out(folder: Path, ids: dict[str, str]
     assert service.parity.wait(120)
     assert "start-up check failed" in service.refused()[ids["handoff"]]
     assert len(service.variants()) == 3
+
+
+def test_an_error_in_one_check_leaves_no_other_unchecked(
+    tiny_checkpoints: Path, ids: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, measured = serve(tiny_checkpoints), parity.largest_difference
+    broken = service.default_variants()[0]
+
+    def failing(predictor: Any, model: Model, photos: Any) -> float:
+        if model.id == broken:
+            raise KeyError("gate")
+        return measured(predictor, model, photos)
+
+    monkeypatch.setattr(parity, "largest_difference", failing)
+    service.start_checks()
+    assert service.parity.wait(120)
+    assert service.refused() == {
+        broken: f"variant {broken}: its start-up check failed: KeyError('gate')"
+    }
+    assert None not in service.status().parity.values()
+    assert set(service.status().parity) == set(ids.values()) - {broken}
 
 
 def test_nobody_waits_for_the_comparison_of_another(

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from gradio_client import Client, handle_file
 
+from app import text
 from app.load import Api, Question
 from app.sessions import Session, Sessions
-from tests.app.serving import Served, example_path, serve
+from app.visit import Visit
+from tests.app.serving import Served, example_path, function_of, join, open_page, serve
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +74,54 @@ def test_a_page_keeps_its_states_and_no_answers(served: Served) -> None:
     session[state._id] = "seen"
     assert holder[client.session_hash][state._id] == "seen"
     assert Session(served.page)[state._id] != "seen"
+
+
+ASKED_AGAIN = (None, "saliency", "base", False, "burden", 1, "mlp")
+"""The page's state and its controls."""
+
+
+def state_of(served: Served) -> Any:
+    """The block that stands for what a page shows."""
+    blocks = served.page.blocks.values()
+    (state,) = [block for block in blocks if block.stateful and isinstance(block.value, Visit)]
+    return state
+
+
+def gone(is_gone: Callable[[], bool]) -> bool:
+    """Whether it goes within some seconds: Gradio looks every second."""
+    deadline = time.monotonic() + 20
+    while not is_gone() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return is_gone()
+
+
+def test_a_page_is_forgotten_after_its_time(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, session = state_of(served), open_page(served)
+    kept = kept_by(served).session_data[session]
+    visit = kept.state_data[state._id]
+    assert visit.image is not None
+    # A page is used when one of its events reads its state.
+    _, used = kept._state_ttl[state._id]
+    assert kept[state._id] is visit
+    assert kept._state_ttl[state._id][1] > used
+    monkeypatch.setattr(state, "time_to_live", 0.1)
+    assert kept[state._id] is visit
+    assert gone(lambda: state._id not in kept.state_data)
+    monkeypatch.undo()
+    # Whoever comes back to it is told what to do: saliency instead of what was shown.
+    told = join(served, session, function_of(served, "run"), *ASKED_AGAIN)
+    assert text.ERROR_FORGOTTEN in told
+
+
+def test_a_page_that_was_closed_is_forgotten(served: Served) -> None:
+    state, session = state_of(served), open_page(served)
+    kept = kept_by(served).session_data[session]
+    kept.STATE_TTL_WHEN_CLOSED = 0
+    assert state._id in kept.state_data
+    heart = f"{served.url}/gradio_api/heartbeat/{session}"
+    with httpx.stream("GET", heart, timeout=60) as beats:
+        next(beats.iter_raw())
+    assert gone(lambda: state._id not in kept.state_data)
+    assert kept.is_closed

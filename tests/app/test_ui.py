@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,19 @@ import pytest
 
 from app import gallery
 from app.attribution import ATTRIBUTIONS
-from app.controls import answer_controls, question_controls, target_choices, variant_choices
+from app.controls import (
+    answer_controls,
+    for_quantity,
+    last_layer,
+    question_controls,
+    target_choices,
+    variant_choices,
+)
 from app.first_view import Beforehand
 from app.quantities import QUANTITIES
 from app.service import Service
 from app.takeaway import Takeaway
-from app.ui import build_page
+from app.ui import build_page, in_turn
 from tests.app.folders import ids_by_mitigation
 from tests.app.serving import serve
 
@@ -95,6 +104,22 @@ def test_layers_of_the_deepest_model_can_be_reached(
     assert (components["nb-layer"].minimum, components["nb-layer"].maximum) == (1, deepest / 2)
 
 
+def test_the_layer_slider_ends_with_the_models_of_its_data_set(service: Service) -> None:
+    first, *others = service.variants()
+    foreign = replace(first, id="f", dataset="cifar10", site_names=("blocks.0.attn", "blocks.3"))
+    infos = (first, *others, foreign)
+    assert last_layer(infos, "cifar10") == 4
+    assert last_layer(infos, first.dataset) == len(first.site_names) // 2
+    # A slider cannot begin and end at the same place.
+    one = replace(foreign, site_names=("blocks.0.attn",))
+    assert last_layer((one,), "cifar10") == 2
+
+
+def test_the_part_of_a_layer_cannot_be_chosen_where_there_are_none() -> None:
+    shown = {name: for_quantity(name)["interactive"] for name in QUANTITIES}
+    assert shown == {"burden": True, "load": True, "residual": False}
+
+
 def test_examples_are_small_described_and_sourced() -> None:
     examples = gallery.read_examples()
     assert len({example.path for example in examples}) == len(examples) >= 10
@@ -116,3 +141,19 @@ def test_original_bytes_reach_the_service_not_what_gradio_makes_of_them(
     box = components["nb-photo"]
     assert (box.type, box.image_mode) == ("filepath", None)
     assert box.sources == ["upload", "webcam", "clipboard"]
+
+
+def test_steps_take_a_place_each_and_hold_none_between() -> None:
+    places = threading.BoundedSemaphore(1)
+
+    def steps() -> Iterator[dict[str, Any]]:
+        for number in range(2):
+            assert not places.acquire(blocking=False)
+            yield {"part": number}
+
+    found = []
+    for parts in in_turn(steps(), places):
+        found.append(parts)
+        assert places.acquire(blocking=False)
+        places.release()
+    assert found == [{"part": 0}, {"part": 1}]

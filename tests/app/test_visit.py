@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from app import visit
 from app.errors import NoAnswerError, UserError
+from app.gallery import digest
 from app.latency import Stopwatch
 from app.markup import picture
 from app.service import Service
@@ -68,6 +72,27 @@ def test_predictions_come_first_and_attributions_last(
     ]
     assert "nb-skeleton" not in str(steps)
     assert {*filled[-2:]} == {"status", "standing"}
+
+
+def test_the_photo_is_gone_once_it_was_cut(
+    service: Service, choices: Callable[..., Choices]
+) -> None:
+    loaded: list[weakref.ref[Image.Image]] = []
+
+    def load() -> Image.Image:
+        image = photo()
+        loaded.append(weakref.ref(image))
+        return image
+
+    state = Visit()
+    steps = visit.compare(service, state, load, choices())
+    next(steps)
+    gc.collect()
+    assert loaded[0]() is None
+    list(steps)
+    assert state.image is not None
+    assert np.array_equal(state.image, service.crop(photo(), choices().variants))
+    assert digest(state.image) == digest(photo())
 
 
 def test_status_counts_up_to_done(service: Service, choices: Callable[..., Choices]) -> None:
@@ -157,11 +182,56 @@ def test_a_refused_photo_clears_the_page_and_says_why(
     shown = next(steps)
     assert "This &lt;file&gt; is no picture" in shown["status"]
     assert [shown[name] for name in visit.RESULTS] == [""] * len(visit.RESULTS)
+    # There is nothing to take along, and the browser may not be able to show that file.
+    assert (shown["take"], shown["image"]) == ("", None)
     with pytest.raises(UserError, match="This <file> is no picture"):
         next(steps)
     # Nothing of the photo before can come back through the other controls.
     assert [*visit.burdens(service, state), *visit.site_maps(service, state)] == []
     assert list(visit.attributions(service, state)) == []
+
+
+def test_a_wrong_choice_leaves_what_is_shown_of_this_photo(
+    service: Service, choices: Callable[..., Choices], ids: list[str]
+) -> None:
+    state = Visit()
+    list(visit.compare(service, state, photo, choices()))
+    answers, chosen = state.predictions, state.choices
+    steps = visit.compare(service, state, photo, choices(variants=ids[:1]))
+    assert set(next(steps)) == {"status", "standing"}
+    with pytest.raises(UserError, match="1 chosen"):
+        next(steps)
+    assert (state.predictions, state.choices) == (answers, chosen)
+    assert state.predictions is not None
+    # Of another photo it would be the wrong answer.
+    steps = visit.compare(service, state, lambda: photo().rotate(90), choices(variants=ids[:1]))
+    shown = next(steps)
+    assert {shown[name] for name in (*visit.RESULTS, "take")} == {""}
+    assert "image" not in shown
+    assert state.predictions is None
+
+
+def test_a_layer_that_the_models_lack_becomes_their_last(
+    service: Service, choices: Callable[..., Choices]
+) -> None:
+    state = Visit(site_chosen=True)
+    steps = list(visit.compare(service, state, photo, choices(layer=12, kind="mlp")))
+    last = len(state.infos[0].site_names) // 2
+    assert [parts["layer"] for parts in steps if "layer" in parts] == [last]
+    page = {name: value for parts in steps for name, value in parts.items()}
+    assert f"layer {last}, MLP" in page["maps"]
+
+
+def test_the_true_class_of_a_photo_of_flips_is_told_from_the_start(
+    service: Service, choices: Callable[..., Choices], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(state: Visit) -> list[bool]:
+        steps = visit.compare(service, state, photo, choices())
+        return ["Really: a &lt;star&gt;," in p["predictions"] for p in steps if "predictions" in p]
+
+    assert told(Visit()) == [False, False]
+    monkeypatch.setattr(visit.flip_photo, "truth_of", lambda *_: "a <star>")
+    assert told(Visit()) == [True, True]
 
 
 @pytest.mark.parametrize(
