@@ -15,7 +15,7 @@ from app.api import in_plain_words
 from app.controls import html
 from app.errors import UserError
 from app.flip_photo import open_packed
-from app.flips import Chapter, Query, Trio, applicable, find, orders, summarize
+from app.flips import PATTERNS, Chapter, Pattern, Query, Trio, applicable, find, orders, summarize
 from app.markup import problem
 from app.service import Service
 from app.tabs import HIDDEN, Compare, Connect, Tab
@@ -35,7 +35,6 @@ BURDEN_STEP = 0.05
 EVENT = HIDDEN | {"preprocess": False}
 NONE = ""
 """Value of the menu entry that stands for no mitigated model, or for any class."""
-WAITING = '<div class="nb-skeleton" aria-hidden="true"></div>'
 
 
 def lay_out(service: Service) -> Connect:
@@ -46,7 +45,7 @@ def lay_out(service: Service) -> Connect:
         with gr.Column(elem_classes="nb-left-column", scale=0, min_width=300):
             parts = _controls(service)
         with gr.Column(elem_classes="nb-right-column", scale=1, min_width=280):
-            parts |= _results()
+            parts |= _results(flips_view.waiting(_expected(service), photos=PAGE))
     for name in ("summary", "credit", "refused"):
         parts[name] = html("", f"flips-{name}")
     return lambda compare, tab: _Wiring(service, parts).connect(compare, tab)
@@ -68,8 +67,19 @@ def _controls(service: Service) -> dict[str, Any]:
         ("mitigated", text.MITIGATED, text.MITIGATED_HINT),
     ):
         parts[name] = gr.Dropdown([], label=label, info=info, elem_id=f"nb-flips-{name}")
+    # Named before they are counted, so that what stands below does not move then.
+    several = "mitigated" in _expected(service)
+    entries = sorted((PATTERNS[name] for name in PATTERNS), key=lambda entry: entry.place)
     parts["pattern"] = gr.Radio(
-        [], label=text.PATTERN, info=text.PATTERN_HINT, elem_id="nb-flips-pattern"
+        [
+            (_pattern_words(entry, text.NOT_COUNTED), entry.name)
+            for entry in entries
+            if several or not entry.needs_mitigated
+        ],
+        label=text.PATTERN,
+        info=text.PATTERN_HINT,
+        interactive=False,
+        elem_id="nb-flips-pattern",
     )
     parts["class_name"] = gr.Dropdown([], label=text.CLASS, elem_id="nb-flips-class")
     parts["sort"] = gr.Dropdown(
@@ -104,11 +114,23 @@ def _controls(service: Service) -> dict[str, Any]:
     return parts
 
 
-def _results() -> dict[str, Any]:
+def _expected(service: Service) -> dict[str, str]:
+    """Titles of the models that will be held against each other first, by role."""
+    titles = {info.id: info.title for info in service.variants()}
+    chosen = [titles[name] for name in service.default_variants()]
+    return dict(zip(text.ROLES, chosen, strict=False))
+
+
+def _pattern_words(entry: Pattern, count: int | str) -> str:
+    name = text.PATTERN_NAMES.get(entry.name, "")
+    return text.PATTERN_COUNT.format(name=name, title=entry.title, count=count)
+
+
+def _results(waiting: Mapping[str, str]) -> dict[str, Any]:
     parts: dict[str, Any] = {
-        "found": html("", "flips-found"),
-        "names": html("", "flips-names"),
-        "tiles": html(WAITING, "flips-tiles", js=flips_view.ON_CLICK),
+        "found": html(waiting["found"], "flips-found"),
+        "names": html(waiting["names"], "flips-names"),
+        "tiles": html(waiting["tiles"], "flips-tiles", js=flips_view.ON_CLICK),
         "page": gr.State(0),
         "opening": gr.State(None),
     }
@@ -169,6 +191,7 @@ class _Wiring:
             chapter = self.service.flips.chapter(dataset)
         except UserError as error:
             none = {"names": "", "summary": "", "credit": "", "refused": ""}
+            none |= {"pattern": gr.update(choices=[], value=None)}
             return self.updates(none | _problem(error))
         infos = chapter.pruned()
         titles = [(info.title, info.id) for info in infos]
@@ -209,22 +232,12 @@ class _Wiring:
             asked["pattern"] = next(e.name for e in entries if counted.counts[e.name])
         if asked["of"] not in trio.voices:
             asked["of"] = "pruned"
-        most = _most_burden(trio)
+        most = most_burden(trio)
         asked |= {"min_burden": None, "max_burden": None}
-        patterns = [
-            (
-                text.PATTERN_COUNT.format(
-                    name=text.PATTERN_NAMES.get(e.name, ""),
-                    title=e.title,
-                    count=counted.counts[e.name],
-                ),
-                e.name,
-            )
-            for e in entries
-        ]
+        choices = [(_pattern_words(e, counted.counts[e.name]), e.name) for e in entries]
         roles = [(text.ROLES[role], role) for role in trio.voices]
         return {
-            "pattern": gr.update(choices=patterns, value=asked["pattern"]),
+            "pattern": gr.update(choices=choices, value=asked["pattern"], interactive=True),
             "of": gr.update(choices=roles, value=asked["of"]),
             "min_burden": gr.update(maximum=most, value=0),
             "max_burden": gr.update(maximum=most, value=most),
@@ -251,7 +264,7 @@ class _Wiring:
             chapter = self.service.flips.chapter(dataset)
             trio = _trio(chapter, pruned, mitigated)
             asked = _asked(which)
-            most = _most_burden(trio)
+            most = most_burden(trio)
             # The ends of the slider stand for no limit, so that photos without a burden match.
             asked["min_burden"] = asked["min_burden"] or None
             if asked["max_burden"] is not None and asked["max_burden"] >= most:
@@ -280,11 +293,12 @@ def _trio(chapter: Chapter, pruned: str, mitigated: str) -> Trio:
     return chapter.trio(pruned, mitigated or None)
 
 
-def _most_burden(trio: Trio) -> float:
+def most_burden(trio: Trio) -> float:
     """The end of the sliders: above every burden of these models."""
     burdens = [v.burden for v in trio.voices.values() if v.burden is not None]
     found = max((float(np.nanmax(b)) for b in burdens if np.isfinite(b).any()), default=1.0)
-    return float(np.ceil(found / BURDEN_STEP) * BURDEN_STEP)
+    # 87 steps are 4.3500000000000005.
+    return round(float(np.ceil(found / BURDEN_STEP) * BURDEN_STEP), 2)
 
 
 def _shown(chapter: Chapter, trio: Trio, asked: dict[str, Any], number: int) -> dict[str, Any]:

@@ -53,6 +53,35 @@ def gallery(chapter: Chapter, trio: Trio, flips: Flips) -> str:
     return f'<ul class="nb-tiles">{tiles}</ul>'
 
 
+def waiting(titles: Mapping[str, str], *, photos: int) -> dict[str, str]:
+    """Parts before anything was read, as high as what will come, so that nothing jumps.
+
+    Args:
+        titles: Models that will be held against each other, by role.
+        photos: On the first page.
+    """
+    words = (text.FOUND, text.FOUND_PACKED, text.FOUND_PAGE)
+    line = " ".join(words).format(total=999, num_photos="9,999", packed=999, first=1, last=photos)
+    small = {role: "" if role == "dense" else "<small>&nbsp;</small>" for role in titles}
+    answers = "".join(
+        f'<span class="nb-answer"><i></i><span><b>&nbsp;</b>{small[role]}</span></span>'
+        for role in titles
+    )
+    tile = (
+        '<div class="nb-blank-tile"><div class="nb-skeleton"></div><strong>&nbsp;</strong>'
+        f'<span class="nb-answers">{answers}</span></div>'
+    )
+    return {
+        "found": _unseen(f'<p class="nb-found">{escape(line)}</p>'),
+        "names": _unseen(f'{_models(titles)}<p class="nb-legend-line">{escape(text.KL_NAME)}</p>'),
+        "tiles": f'<div class="nb-tiles" aria-hidden="true">{tile * photos}</div>',
+    }
+
+
+def _unseen(body: str) -> str:
+    return f'<div class="nb-unseen" aria-hidden="true">{body}</div>'
+
+
 def _tile(chapter: Chapter, trio: Trio, item: Item) -> str:
     answers = "".join(
         _answer(role, item.answers[voice.info.id]) for role, voice in trio.voices.items()
@@ -111,9 +140,13 @@ def legend(trio: Trio) -> str:
 
 def models(trio: Trio) -> str:
     """Which mark is which model."""
+    return _models({role: voice.info.title for role, voice in trio.voices.items()})
+
+
+def _models(titles: Mapping[str, str]) -> str:
     entries = [
-        (STYLES[role], f"{text.ROLES[role]}: {voice.info.title}" if role != "dense" else "dense")
-        for role, voice in trio.voices.items()
+        (STYLES[role], f"{text.ROLES[role]}: {title}" if role != "dense" else "dense")
+        for role, title in titles.items()
     ]
     return key(entries)
 

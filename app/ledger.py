@@ -13,8 +13,20 @@ from app.records import Record
 from nbcore.checkpoint import METRICS
 
 SHORT_HASH = 8
-# Sorts whole rows with what is told below them; what has no value stays last.
-ON_CLICK = """element.addEventListener('click', (event) => {
+# Sorts whole rows with what is told below them; what has no value stays last. What a heading means
+# is moved to where it can be read, as a table that scrolls would cut it.
+ON_CLICK = """const stay = (event) => {
+  const tip = event.target.closest('.nb-sort')?.querySelector('.nb-tip');
+  if (!tip) return;
+  tip.style.translate = '';
+  const [words, frame] = [tip, tip.closest('.nb-scroll')].map((e) => e.getBoundingClientRect());
+  const right = Math.max(0, frame.left - words.left);
+  const left = Math.max(0, words.right - frame.right);
+  tip.style.translate = `${right - left}px`;
+};
+element.addEventListener('pointerover', stay);
+element.addEventListener('focusin', stay);
+element.addEventListener('click', (event) => {
   const button = event.target.closest('button');
   if (!button) return;
   const table = button.closest('table');
@@ -163,7 +175,8 @@ def _facts(record: Record) -> str:
         for name, label in text.FACTS.items()
         if values[name] is not None
     )
-    return f"<dl>{told}</dl>{_metrics(variant.metrics)}{_files(record)}"
+    body = f"<dl>{told}</dl>{_metrics(variant.metrics)}{_files(record)}"
+    return f'<div class="nb-told">{body}</div>'
 
 
 def _versions(versions: Mapping[str, str]) -> str:

@@ -20,7 +20,7 @@ from app.load_history import load_history
 from app.records import Record
 from app.service import Service
 from app.tabs import HIDDEN, Compare, Connect, Tab
-from app.tradeoff import against_macs, against_time, against_time_there
+from app.tradeoff import against_macs, against_time, against_time_there, setting_words
 
 FILLED = ("family", "ledger", "macs", "kept")
 PER = ((text.PER_UNIT, "unit"), (text.PER_SITE, "site"))
@@ -187,15 +187,7 @@ class _View:
         if found is None:
             return []
         return [
-            (
-                text.SETTING_WORDS.format(
-                    contender=found.contenders.get(s.contender, s.contender),
-                    precision=s.precision,
-                    batch=s.batch,
-                    place=text.PLACES.get(s.place, s.place),
-                ),
-                _name(s),
-            )
+            (setting_words(found, s), _name(s))
             for s in sorted(found.timings, key=lambda s: (s.contender != "served", s.batch))
         ]
 

@@ -55,7 +55,7 @@ def lay_out(service: Service) -> Connect:
                     [], label=label, elem_id=f"nb-arm-{name}", min_width=180, scale=1
                 )
         parts["arms"] = html("", "arms")
-        parts["figures"] = html("", "figures")
+        parts["figures"] = html("", "figures", js=study_view.OPEN_FIGURES)
         with gr.Accordion(text.RUNS, open=False, elem_id="nb-runs"):
             html(f'<p class="nb-note">{escape(text.RUNS_SHOWS)}</p>', "runs-note")
             parts["runs"] = gr.Dataframe(

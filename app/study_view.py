@@ -17,6 +17,16 @@ from app.studies import Figure, Study, Topic
 MEASURED = ("val_loss", "val_top1")
 CODE = re.compile(r"`([^`]*)`")
 EMPHASIS = re.compile(r"\*([^*]+)\*")
+# A browser opens no picture that lies in its own address, so that gets one of this page.
+OPEN_FIGURES = """const address = (event) => {
+  const link = event.target.closest('.nb-figures a');
+  if (!link || link.href.startsWith('blob:')) return;
+  const code = link.querySelector('img').src.split(',')[1];
+  const bytes = Uint8Array.from(atob(code), (letter) => letter.charCodeAt(0));
+  link.href = URL.createObjectURL(new Blob([bytes], {type: 'image/png'}));
+};
+['pointerover', 'focusin', 'click'].forEach((name) => element.addEventListener(name, address));"""
+TABLES = re.compile(r"^\|.*\n(?:\|.*(?:\n|$))+", re.MULTILINE)
 PICTURES = re.compile(r"!\[[^\]]*\]\([^)]*\)\n*")
 
 
@@ -110,7 +120,7 @@ def facts(study: Study) -> str:
 
 
 def figures(study: Study) -> str:
-    """The report's figures with their captions."""
+    """The report's figures with their captions; `OPEN_FIGURES` lets a click open them alone."""
     shown = "".join(_figure(figure) for figure in study.figures)
     title = f"<h2>{escape(text.FIGURES)}</h2>"
     return f'{title}<div class="nb-figures">{shown}</div>' if shown else ""
@@ -121,11 +131,13 @@ def _figure(figure: Figure) -> str:
     name = figure.path.stem.replace("_", " ")
     alt = text.FIGURE_ALT.format(name=name, caption=figure.caption)
     return (
-        f'<figure><img src="data:image/png;base64,{code}" alt="{escape(alt)}">'
-        f"<figcaption>{escape(figure.caption)}</figcaption></figure>"
+        f'<figure><a href="#nb-figures-block" target="_blank" title="{escape(text.FULL_SIZE)}">'
+        f'<img src="data:image/png;base64,{code}" alt="{escape(alt)}"></a>'
+        f"<figcaption>{_prose(figure.caption)}</figcaption></figure>"
     )
 
 
 def report_words(study: Study) -> str:
-    """The report without its pictures, which are shown apart."""
-    return PICTURES.sub("", study.report)
+    """The report without its pictures, which are shown apart; tables scroll in their own boxes."""
+    box = f'<div class="nb-scroll" tabindex="0" role="region" aria-label="{escape(text.TABLE)}">'
+    return TABLES.sub(rf"{box}\n\n\g<0>\n\n</div>\n", PICTURES.sub("", study.report))

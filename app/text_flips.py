@@ -18,6 +18,7 @@ NO_MITIGATED = "none"
 PATTERN = "Who is right"
 PATTERN_HINT = "In brackets: how many of all test photos."
 PATTERN_COUNT = "{name}{title} ({count})"
+NOT_COUNTED = "…"
 PATTERN_NAMES = {
     "repaired": "repaired: ",
     "unrepaired": "not repaired: ",

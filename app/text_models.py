@@ -138,6 +138,11 @@ MEASURED = (
     "requests may have run at the same time."
 )
 NOT_MEASURED = "No model could be timed here."
+NOT_THERE = "This measurement has none of these models."
+NO_ACCURACY = "The accuracy of these models is not recorded."
+SIDE_BY_SIDE = (
+    "Models of equal cost are drawn side by side, at most {px} pixels from where they belong."
+)
 FASTER = "“{title}” needs {macs} of dense's MACs and {time} ({low} to {high}) of its time."
 NOT_FASTER = (
     "“{title}” needs {macs} of dense's MACs, but that did not become less time here: {time} ({low} "
@@ -147,11 +152,12 @@ LESS_THAN_PROMISED = (
     "Time falls less than MACs do where a part of the work does not shrink with the model, such as "
     "the stem, the normalisations and what every layer costs to start."
 )
-THERE = "{device}; {contender}, {precision}. Level lines are quartiles of the runs. `{command}`"
+THERE = "{device}; {setting}. Level lines are quartiles of the runs. Measured by"
 BENCH = "Measurement"
 SETTING = "Run as"
-SETTING_WORDS = "{contender}, {precision}, {batch} at a time, photos in {place} memory"
-PLACES = {"host": "the computer's", "device": "the card's"}
+ONE_PHOTO, PHOTOS = "1 photo", "{batch} photos"
+PLACES = {"host": " in main memory", "device": " on the card"}
+SETTING_WORDS = "{photos}{place}, {precision}, {contender}"
 
 # What was kept
 KEPT = "What was kept"

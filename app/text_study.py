@@ -148,10 +148,12 @@ WHOLE_GUIDE = "Dashed: everything that pruning cost."
 
 # Figures and tables
 FIGURES = "Figures of the report"
+FULL_SIZE = "Opens in full size in a new tab"
 FIGURE_ALT = "Figure {name}: {caption}"
 RUNS = "All runs as a table"
 RUNS_SHOWS = "Each heading sorts and filters."
 REPORT = "The whole report"
+TABLE = "A table of the report"
 RUN_COLUMNS = {
     "pruner": "host",
     "target_macs_ratio": "budget",

@@ -14,11 +14,13 @@ from app.latency import Latency
 from app.plot import Mark, Scale, key, linear, plot
 from app.records import Record
 from app.speeds import speeds
-from app.styles import Styles
+from app.styles import Styles, host_words, mitigation_words
 
 SAME_PLACE = 0.01
 """Costs closer than this share of the largest stand on one place."""
-APART_PX = 8
+LANES_PX = (0, -6, 3, -3, 6)
+"""Models of one place take these by turns, from the least accurate up, so that those of nearly the
+same accuracy stand apart."""
 Cost = tuple[float, tuple[float, float] | None, str]
 """A cost, the interval it may lie in, and its words."""
 
@@ -28,7 +30,7 @@ def against_macs(records: Sequence[Record]) -> str:
     costs: dict[str, Cost] = {
         r.id: (r.variant.macs, None, f"{count(r.variant.macs)} MACs") for r in records
     }
-    return _panel(records, costs, text.AGAINST_MACS, text.MACS_AXIS, count)
+    return _panel(records, costs, text.AGAINST_MACS, text.MACS_AXIS, count, apart=True)
 
 
 def against_time(records: Sequence[Record], found: Mapping[str, Latency]) -> str:
@@ -54,15 +56,25 @@ def against_time_there(records: Sequence[Record], bench: Bench, setting: Setting
     costs = {
         name: _time(one.ms, one.low_ms, one.high_ms) for name, one in bench.timings[setting].items()
     }
+    if not any(record.id in costs for record in records):
+        return f'<p class="nb-note">{escape(text.NOT_THERE)}</p>'
     axis = text.TIME_AXIS if setting.batch == 1 else text.BATCH_AXIS.format(batch=setting.batch)
-    there = text.THERE.format(
-        device=bench.device,
-        contender=bench.contenders.get(setting.contender, setting.contender),
-        precision=setting.precision,
-        command=bench.command,
-    )
+    there = text.THERE.format(device=bench.device, setting=setting_words(bench, setting))
     drawn = _panel(records, costs, text.AGAINST_TIME_THERE, axis, "{:g}".format)
-    return drawn + f'<p class="nb-note">{escape(there)}</p>'
+    command = f"<code>{escape(bench.command)}</code>"
+    return f'{drawn}<p class="nb-note">{escape(there)} {command}</p>'
+
+
+def setting_words(bench: Bench, setting: Setting) -> str:
+    """How photos were run; the place they lay in where the bench knows more than one."""
+    several = len({other.place for other in bench.timings}) > 1
+    one = setting.batch == 1
+    return text.SETTING_WORDS.format(
+        photos=text.ONE_PHOTO if one else text.PHOTOS.format(batch=setting.batch),
+        place=text.PLACES.get(setting.place, setting.place) if several else "",
+        precision=setting.precision,
+        contender=bench.contenders.get(setting.contender, setting.contender),
+    )
 
 
 def _time(ms: float, low: float, high: float) -> Cost:
@@ -78,33 +90,45 @@ def _panel(
     title: str,
     axis: str,
     words: Callable[[float], str],
+    *,
+    apart: bool = False,
 ) -> str:
     styles = Styles(records)
-    marks = _apart(
-        [_mark(r, costs[r.id], styles) for r in records if r.id in costs and r.top1 is not None]
-    )
-    if not marks:
-        return f'<p class="nb-note">{escape(text.NOT_MEASURED)}</p>'
+    drawn = [r for r in records if r.id in costs and r.top1 is not None]
+    if not drawn:
+        return f'<p class="nb-note">{escape(text.NO_ACCURACY)}</p>'
+    marks = [_mark(r, costs[r.id], styles) for r in drawn]
+    marks = _side_by_side(marks) if apart else marks
     ends = [end for mark in marks for end in (mark.x_range or (mark.x,))]
     tops = [end for mark in marks for end in (mark.y_range or (mark.y,))]
     x: Scale = linear(axis, ends, words, zero=True)
     y: Scale = linear(text.ACCURACY_AXIS, tops, _percent)
     alt = text.TRADE_ALT.format(what=axis, values="; ".join(mark.words for mark in marks))
-    return f"<h3>{escape(title)}</h3>" + plot(x, y, alt=alt, marks=marks) + key(styles.key())
+    body = plot(x, y, alt=alt, marks=marks) + key(_key(drawn, styles))
+    if any(mark.shift for mark in marks):
+        body += f'<p class="nb-note">{escape(text.SIDE_BY_SIDE.format(px=max(LANES_PX)))}</p>'
+    return f"<h3>{escape(title)}</h3>{body}"
 
 
-def _apart(marks: Sequence[Mark]) -> list[Mark]:
-    """Those of equal cost side by side, as their intervals would hide each other."""
-    widest = max((mark.x for mark in marks), default=0.0)
+def _key(drawn: Sequence[Record], styles: Styles) -> list[tuple[str, str]]:
+    """What the shapes and colours that are drawn mean."""
+    pruned = [record.variant for record in drawn if record.variant.base is not None]
+    told = {host_words(variant.pruner) for variant in pruned}
+    told |= {mitigation_words(variant.mitigation) for variant in pruned}
+    told |= {text.DENSE} if len(pruned) < len(drawn) else set()
+    return [(style, words) for style, words in styles.key() if words in told]
+
+
+def _side_by_side(marks: Sequence[Mark]) -> list[Mark]:
+    """Those of equal cost, as their intervals would hide each other."""
+    near = SAME_PLACE * max(mark.x for mark in marks)
+    shifted: dict[int, Mark] = {}
     met: list[float] = []
-    shifted = []
-    for mark in marks:
-        equal = sum(abs(mark.x - x) < SAME_PLACE * widest for x in met)
-        met.append(mark.x)
-        # 0, then to the left and to the right by turns.
-        steps = (equal + 1) // 2 * (-1 if equal % 2 else 1)
-        shifted.append(replace(mark, shift=steps * APART_PX))
-    return shifted
+    for k in sorted(range(len(marks)), key=lambda k: marks[k].y):
+        lower = sum(abs(marks[k].x - x) < near for x in met)
+        met.append(marks[k].x)
+        shifted[k] = replace(marks[k], shift=LANES_PX[lower % len(LANES_PX)])
+    return [shifted[k] for k in range(len(marks))]
 
 
 def _percent(share: float) -> str:

@@ -52,7 +52,8 @@ def write_study(folder: Path, name: str = "by-hand", *, tuning: bool = False) ->
         ]
     (here / "verdicts.json").write_text(json.dumps(told))
     (here / "README.md").write_text(
-        f"# Study `{name}`\n\n![accuracy](figures/accuracy.png)\n\n*Accuracy.*\n\nAll told.\n"
+        f"# Study `{name}`\n\n![accuracy](figures/accuracy.png)\n\n*Accuracy.*\n\nAll told.\n\n"
+        "| claim | verdict |\n|---|---|\n| Helps. | undecided |\n"
     )
     return here
 

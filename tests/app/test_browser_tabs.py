@@ -187,7 +187,7 @@ def test_another_training_and_another_setting_are_drawn(open_at: Callable[..., W
     )
     window.choose("nb-history-model", "dense")
     page.wait_for_selector("#nb-history-block [aria-label*='of dense over']")
-    window.choose("nb-setting", "8 at a time")
+    window.choose("nb-setting", "8 photos")
     page.wait_for_selector("#nb-there-block >> text=Milliseconds for 8 photos")
 
 
@@ -201,6 +201,12 @@ def test_a_study_is_shown_with_verdicts_runs_and_figures(open_at: Callable[..., 
         explained.focus()
         assert len(explained.locator(".nb-tip").inner_text()) > 30
     assert page.locator(".nb-figures img").evaluate("image => image.naturalWidth") == 8
+    with window.context.expect_page() as opened:
+        page.click(".nb-figures a")
+    alone = opened.value
+    alone.wait_for_load_state()
+    assert alone.evaluate("document.images[0].naturalWidth") == 8
+    alone.close()
     # taylor at its smallest budget, without mitigation: one mean and three runs.
     page.wait_for_selector("#nb-arms-block .nb-point")
     assert page.locator("#nb-arms-block .nb-quiet").count() == 3
@@ -212,6 +218,10 @@ def test_a_study_is_shown_with_verdicts_runs_and_figures(open_at: Callable[..., 
     page.wait_for_selector("#nb-runs-table >> text=0.86")
     page.click("#nb-report > button")
     page.wait_for_selector("#nb-report-text >> text=All told.")
+    # However narrow a column is, its words stay whole.
+    page.eval_on_selector("#nb-report-text table", "table => { table.style.width = '20px'; }")
+    verdict = page.locator("#nb-report-text td:has-text('undecided')")
+    assert verdict.bounding_box()["height"] < 40
     assert window.errors == []
 
 
@@ -223,6 +233,52 @@ def test_a_study_that_chooses_shows_its_trials(open_at: Callable[..., Window]) -
     page.wait_for_selector(".nb-chosen")
     assert page.locator(".nb-figures").count() == 0
     page.wait_for_selector("#nb-arms-block >> text=Right on validation photos")
+
+
+@pytest.mark.parametrize("width", [PHONE["width"], 950])
+def test_what_is_told_of_a_far_column_and_below_a_row_is_in_view(
+    open_at: Callable[..., Window], width: int
+) -> None:
+    window = open_at("Models", viewport={"width": width, "height": 844})
+    page = window.page
+    page.wait_for_selector(".nb-ledger > tbody")
+
+    def in_view(selector: str) -> bool:
+        box = page.locator(selector).bounding_box()
+        return bool(box["x"] >= 0 and box["x"] + box["width"] <= width)
+
+    page.focus("#nb-macs-block .nb-point:not(.nb-leftwards) >> nth=0")
+    assert in_view("#nb-macs-block .nb-tip:visible")
+    for name in ("Right", "Burden", "Zeros"):
+        heading = page.locator(f".nb-sort:has-text('{name}') >> nth=0")
+        # Just beside the column of names, which stays where it is.
+        heading.evaluate("""heading => {
+          const frame = heading.closest('.nb-scroll');
+          const names = frame.querySelector('th').getBoundingClientRect().right;
+          frame.scrollLeft += heading.getBoundingClientRect().left - names - 10;
+        }""")
+        heading.hover()
+        assert in_view(".nb-sort > .nb-tip:visible"), name
+    frame = page.locator("#nb-ledger-block .nb-scroll")
+    assert frame.evaluate("frame => frame.scrollLeft") > 0
+    page.click(".nb-open >> nth=1")
+    assert in_view(".nb-more:visible dl")
+    assert window.overflow() <= 0
+
+
+def test_words_of_a_menu_end_before_its_arrow(open_at: Callable[..., Window]) -> None:
+    window = open_at("Models", viewport=PHONE)
+    page = window.page
+    page.wait_for_selector("#nb-history-block .nb-ramp", state="attached")
+    for name in ("setting", "bench", "history-model"):
+        field = page.query_selector(f"#nb-{name} input")
+        room, ends = field.evaluate(
+            "e => [parseFloat(getComputedStyle(e).paddingRight), getComputedStyle(e).textOverflow]"
+        )
+        arrow = page.query_selector(f"#nb-{name} .dropdown-arrow").bounding_box()
+        box = field.bounding_box()
+        assert box["x"] + box["width"] - room <= arrow["x"]
+        assert ends == "ellipsis"
 
 
 @pytest.mark.parametrize("tab", ["Models", "Study"])

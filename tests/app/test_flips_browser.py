@@ -16,7 +16,8 @@ from nbcore.checkpoint import read_manifest
 from tests.app.folders import ids_by_mitigation, with_second_dataset
 from tests.app.serving import Served, serve
 from tests.app.test_browser_access import grave
-from tests.app.visitor import PHONE, Visitor
+from tests.app.test_browser_calm import COUNT, GOOD, shifts
+from tests.app.visitor import DESKTOP, PHONE, Visitor
 
 pytestmark = pytest.mark.browser
 
@@ -106,6 +107,25 @@ def test_first_look_lists_repaired_photos_and_counts_all(
     assert rows[0] == str(found.matching)
     assert "expected calibration error" in visitor.page.inner_text("#nb-flips-summary-block")
     assert "Drawn by nbcore" in visitor.page.inner_text("#nb-flips-credit-block")
+
+
+@pytest.mark.parametrize("window", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_nothing_jumps_when_the_tab_is_opened(
+    browser: Any, served: Served, window: dict[str, int]
+) -> None:
+    visitor = Visitor(browser, served, viewport=window)
+    page = visitor.page
+    page.evaluate(COUNT)
+    shifts(page)
+    # Not by the mouse, after which Chromium takes half a second of shifts for wanted.
+    page.eval_on_selector(TAB, "tab => tab.click()")
+    # Seen before its photos are there.
+    page.wait_for_selector("#nb-flips-pattern label")
+    page.wait_for_selector(TILES)
+    page.wait_for_selector("#nb-flips-summary-block [data-pattern]")
+    seen = shifts(page)
+    assert sum(value for value, _ in seen) < GOOD, seen
+    visitor.context.close()
 
 
 def test_pattern_class_order_and_ranges_narrow_the_list(

@@ -53,6 +53,18 @@ def test_tiles_show_photo_truth_and_every_answer(book: Chapter, trio: Trio) -> N
     assert [("not packed" in tile) for tile in tiles] == [k not in PACKED for k in range(8)]
 
 
+def test_before_the_photos_stand_blank_ones_of_the_same_lines(trio: Trio) -> None:
+    waits = flips_view.waiting({"dense": "dense", "pruned": "<p>", "mitigated": "m"}, photos=3)
+    assert waits["tiles"].count("nb-blank-tile") == waits["tiles"].count("nb-skeleton") == 3
+    # A line for each model, and a small one for each that is not dense.
+    assert waits["tiles"].count("<b>") == 3 * 3
+    assert waits["tiles"].count("<small>") == 3 * 2
+    assert "pruned: &lt;p&gt;" in waits["names"]
+    # None of it is there for those who read without seeing.
+    assert all('aria-hidden="true"' in part for part in waits.values())
+    assert "tabindex" not in "".join(waits.values())
+
+
 @pytest.mark.parametrize(
     ("query", "limit", "offset", "said"),
     [

@@ -23,7 +23,7 @@ from app.records import Record
 from app.service import Service
 from app.styles import Styles
 from app.timeline import Timeline, read_timeline
-from app.tradeoff import against_macs, against_time, against_time_there
+from app.tradeoff import against_macs, against_time, against_time_there, setting_words
 from nbcore.checkpoint import read_manifest
 from tests.app.serving import serve
 from tests.app.test_model_files import bench
@@ -208,14 +208,47 @@ def test_accuracy_stands_against_multiply_adds(records: tuple[Record, ...]) -> N
     assert float(place[1]) == pytest.approx(100 / 1.06, abs=0.01)
 
 
+def of_equal_cost(records: tuple[Record, ...], count: int) -> list[Record]:
+    """Dense, and pruned models that cost about a quarter of it, each a little less accurate."""
+    dense, plain = changed(records[0], macs=1_330_000_000), records[1]
+    return [dense] + [
+        changed(
+            plain,
+            id=f"equal-{k}",
+            macs=332_000_000 + 500_000 * (k % 2),
+            metrics={"top1": 0.92 - 0.001 * k, "top1_ci95": [0.9, 0.94]},
+        )
+        for k in range(count)
+    ]
+
+
 def test_models_of_equal_cost_stand_side_by_side(records: tuple[Record, ...]) -> None:
-    dense, *pruned = records
-    equal = [replace(r, variant=replace(r.variant, macs=1000)) for r in pruned]
-    shifts = re.findall(
-        r'calc\([\d.]+% \+ (-?\d+)px\);bottom:[\d.]+%"><i', against_macs([dense, *equal])
-    )
-    # The first one stays; the others go to the left and to the right by turns.
-    assert shifts == ["-8", "8", "-16", "16"][: len(pruned) - 1]
+    drawn = against_macs(of_equal_cost(records, 9))
+    places = re.findall(r'aria-label="equal-\d:[^"]*" style="left:([^;]*);', drawn)
+    # The axis ends at 1.06 times what dense costs.
+    at = [f"{100 * macs / 1.06 / 1.33e9:.2f}%" for macs in (332e6, 332.5e6)]
+    # The last one is the least accurate and stands where it belongs.
+    shifts = (-3, 3, -6, 0, 6, -3, 3, -6, 0)
+    expected = [f"calc({at[k % 2]} + {px}px)" if px else at[k % 2] for k, px in enumerate(shifts)]
+    assert places == expected
+    # On a screen of 1400 px the field is 580 px wide: 6 px are 1 % of the axis.
+    assert max(abs(px) for px in shifts) <= 6
+    assert text.SIDE_BY_SIDE.format(px=6) in drawn
+    assert text.SIDE_BY_SIDE.format(px=6) not in against_macs(records[:1])
+
+
+def test_times_stand_where_they_were_measured_with_their_intervals(
+    records: tuple[Record, ...],
+) -> None:
+    dense, *equal = of_equal_cost(records, 3)
+    found = latencies((dense, *equal), 1.0, 0.3, 0.3, 0.301)
+    drawn = against_time((dense, *equal), found)
+    assert "px)" not in drawn
+    assert text.SIDE_BY_SIDE.format(px=6) not in drawn
+    marks = re.findall(r'aria-label="equal-\d:[^"]*" style="left:([\d.]+)%', drawn)
+    # Dense takes 9 to 11 ms around 10, so the axis ends at 1.06 * 11 ms.
+    middles = [100 * ms / 11 / 1.06 for ms in (3.0, 3.0, 3.01)]
+    assert [float(mark) for mark in marks] == pytest.approx(middles, abs=0.01)
 
 
 def latencies(records: tuple[Record, ...], *factors: float) -> dict[str, Latency]:
@@ -269,11 +302,47 @@ def test_times_of_other_machines_stand_beside(records: tuple[Record, ...], tmp_p
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "serve-x.json").write_text(json.dumps(bench(cells=cells)))
     (found,) = read_benches(tmp_path)
-    drawn = against_time_there(records, found, next(iter(found.timings)))
+    (setting,) = found.timings
+    drawn = against_time_there(records, found, setting)
     assert "1.0\u202fms (0.5\u202fms to 2.0\u202fms)" in drawn
-    assert "a made-up card; as served, fp16" in drawn
+    assert "a made-up card; 8 photos, fp16, as served. Level lines" in drawn
+    assert "<code>python -m nbcore bench serve</code></p>" in drawn
+    assert "`" not in drawn
     assert "Milliseconds for 8 photos" in drawn
     assert drawn.count('tabindex="0"') == 2
+    # Of the mitigations, only those of the two models that were timed are explained.
+    key = re.findall(r'nb-swatch ([^"]*)"></i>([^<]*)<', drawn)
+    style = Styles(records).of(records[1]).split()[0]
+    assert key == [
+        ("nb-diamond nb-c0", text.DENSE),
+        (f"{style} nb-c0", "taylor"),
+        ("nb-patch nb-c0", text.NO_MITIGATION),
+    ]
+    # The machine timed models, though none of these.
+    other = against_time_there(records[2:], found, setting)
+    assert re.sub("<[^>]+>", "", other) == text.NOT_THERE
+    unknown = [changed(record, metrics={}) for record in records[:2]]
+    assert text.NO_ACCURACY in against_time_there(unknown, found, setting)
+
+
+def test_settings_begin_with_what_tells_them_apart(tmp_path: Path) -> None:
+    timed = {"ms": 1.0, "ms_iqr": [1.0, 1.0], "variant": "x", "precision": "fp32"}
+    cells = [
+        timed | {"contender": "served", "batch": batch, "place": place}
+        for batch, place in ((1, "host"), (8, "host"), (8, "device"))
+    ]
+    (tmp_path / "bench").mkdir()
+    for name, taken in (("one", cells[:2]), ("two", cells)):
+        (tmp_path / "bench" / f"serve-{name}.json").write_text(json.dumps(bench(cells=taken)))
+    one, two = read_benches(tmp_path)
+    assert [setting_words(one, setting) for setting in one.timings] == [
+        "1 photo, fp32, as served",
+        "8 photos, fp32, as served",
+    ]
+    assert [setting_words(two, setting) for setting in two.timings][1:] == [
+        "8 photos in main memory, fp32, as served",
+        "8 photos on the card, fp32, as served",
+    ]
 
 
 @pytest.fixture(scope="module")

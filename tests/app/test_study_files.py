@@ -82,9 +82,15 @@ def test_every_claim_stands_with_verdict_and_numbers(study: Study) -> None:
     assert drawn.index("Gains") < drawn.index("makes pruned models") < drawn.index("Controls")
     assert "<em>Supported</em>: above zero." in drawn
     assert "<em>made-up</em>" in facts(study)
-    assert 'alt="Figure accuracy: Accuracy &amp; cost."' in figures(study)
+    assert 'alt="Figure accuracy: Accuracy &amp; cost."></a>' in figures(study)
+    told = replace(study.figures[0], caption="Cost of `weights`.")
+    assert "Cost of <code>weights</code>.<" in figures(replace(study, figures=(told,)))
     assert "figures/" not in report_words(study)
-    assert "All told." in report_words(study)
+    # A wide table scrolls in a box of its own, which the keyboard reaches.
+    told, table = report_words(study).split('<div class="nb-scroll" tabindex="0"')
+    assert "All told." in told
+    rows = "| claim | verdict |\n|---|---|\n| Helps. | undecided |\n"
+    assert table.endswith(f">\n\n{rows}\n\n</div>\n")
 
 
 def test_a_study_that_chooses_shows_trials_and_no_test_figure(tuning: Study) -> None:
