@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ import httpx
 import pytest
 from PIL import Image, ImageOps
 
+from app.answer_diff import deviation
 from nbcore.checkpoint import sha256_of
 from tests.app.processes import API, AppProcess, app_process
 from tests.app.serving import example_path
@@ -81,14 +81,15 @@ def test_a_kill_in_the_middle_of_a_call_loses_nothing_promised(
     with Image.open(example_path()) as example:
         ImageOps.mirror(example).save(photo)
 
-    def answers(app: AppProcess) -> str:
+    def answer(app: AppProcess) -> dict:
         app.wait_until("nb_ready", 1)
-        event = app.ask("predict", app.upload(photo))
-        return re.sub(r'"latency_ms": [^,}]+', "", app.fetch("predict", event))
+        said = app.fetch("predict", app.ask("predict", app.upload(photo)))
+        assert "event: complete" in said
+        return json.loads(said.split("data: ")[-1])[0]
 
     before = {path: sha256_of(path) for path in tiny_checkpoints.rglob("*") if path.is_file()}
     with app_process(tiny_checkpoints, tmp_path) as app:
-        first = answers(app)
+        first = answer(app)
         begin_long_call(app)
         port = int(app.url.rsplit(":", 1)[1])
         app.process.kill()
@@ -101,7 +102,7 @@ def test_a_kill_in_the_middle_of_a_call_loses_nothing_promised(
     with app_process(tiny_checkpoints, tmp_path, port=port) as app:
         app.wait_until("nb_ready", 1)
         assert not any(path.exists() for path in left)
-        assert "event: complete" in first
-        assert answers(app) == first
+        # Who else asked meanwhile may have been in the same run, which rounds differently.
+        assert deviation(answer(app), first).where is None
     after = {path: sha256_of(path) for path in tiny_checkpoints.rglob("*") if path.is_file()}
     assert after == before
