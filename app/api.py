@@ -59,7 +59,7 @@ def in_plain_words(fn: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-WORDS = {str: "text", list[str]: "a list of ids", bool: "true or false"}
+WORDS = {str: text.KIND_TEXT, list[str]: text.KIND_IDS, bool: text.KIND_FLAG}
 """What is said of a parameter of this type. Numbers are checked where their range is known."""
 
 
@@ -80,7 +80,9 @@ def check_kind(name: str, kind: Any, value: Any) -> None:
     if not right and name == "variants":
         raise UserError(text.ERROR_NO_LIST.format(variants=f"{value!r:.100}"))
     if not right:
-        raise UserError(f"{name} must be {WORDS[kind]}, got {value!r:.100}")
+        raise UserError(
+            text.ERROR_KIND.format(name=name, wanted=WORDS[kind], value=f"{value!r:.100}")
+        )
 
 
 def uploaded_path(image: Any) -> str:
@@ -152,7 +154,7 @@ class Endpoints:
         `difference`, `rank_correlation` and `top_overlap` hold it against dense, if asked for too.
         `completeness_error`, `deletion` and `insertion` say how far to trust it, and `served` which
         file was explained and the largest difference of its logits from the explained twin's."""
-        photo, ids = self._seen(image, variants)
+        photo, ids = self._seen(image, variants, remembered=True)
         found = self._service.attribute(photo, ids, method, target)
         return schema.by_id(found, schema.attribution_json)
 
@@ -174,7 +176,7 @@ class Endpoints:
     ) -> schema.ComparisonJson:
         """All of predict, attribute and burden, how each pruned variant differs from dense, and
         `image`, the crop that the models saw. `failures` says why part of a variant is missing."""
-        photo, ids = self._seen(image, variants)
+        photo, ids = self._seen(image, variants, remembered=True)
         found = self._service.compare(photo, ids, method, target)
         return {
             "predictions": schema.by_id(found.predictions, schema.prediction_json),
@@ -229,11 +231,18 @@ class Endpoints:
         found = find(chapter, trio, query, limit=limit, offset=offset)
         return schema.flips_json(found, lambda position: schema.flip_photo(chapter, position))
 
-    def _seen(self, image: Any, ids: Sequence[str] | None) -> tuple[Image.Image, Sequence[str]]:
-        """What models see of an upload, and their ids: the photo is gone while they work."""
+    def _seen(
+        self, image: Any, ids: Sequence[str] | None, *, remembered: bool = False
+    ) -> tuple[Image.Image, Sequence[str]]:
+        """What models see of an upload, and their ids: the photo is gone while they work.
+
+        Only answers that are `remembered` need its digest, which for a photo of 12 megapixels takes
+        as long as a prediction.
+        """
         ids = self._service.default_variants() if ids is None else ids
         photo = self._service.load_image(uploaded_path(image))
-        return gallery.reduced(photo, self._service.crop(photo, ids)), ids
+        crop = self._service.crop(photo, ids)
+        return gallery.reduced(photo, crop) if remembered else crop, ids
 
     def _burdens(
         self, photo: Image.Image, cells: Mapping[str, BurdenMaps]

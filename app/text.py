@@ -358,5 +358,7 @@ ERROR_REMOTE_SLOW = (
 ERROR_REMOTE_LARGE = "What lies at that address is larger than {limit} MB, the most taken here."
 ERROR_PROXY = "This server shows its own files and no others'."
 ERROR_CALL = "{what}; {info} describes every call with its parameters."
+ERROR_KIND = "{name} must be {wanted}, got {value}"
+KIND_TEXT, KIND_IDS, KIND_FLAG = "text", "a list of ids", "true or false"
 ERROR_NO_LIST = "variants must be a list of ids, got {variants}; /models lists them."
 ERROR_COUNT = "Choose two to four models; {count} chosen."
