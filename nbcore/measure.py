@@ -93,9 +93,8 @@ def measure_burden(
 
     The cut model (dense weights, survivors only), whose burden is the null B0, is centred by the
     dense model's means, as when the page prunes the dense graph live. Centred by its own means, as
-    the pruned model is, it would read a little lower (1 to 3 % on shipped variants). It merges no
-    tokens: where the pruned model does, part of B/B0 is what merging does without any training (5
-    to 14 % behind the merge of `cifar10-four-layer-taylor-m25-published`).
+    the pruned model is, it would read a little lower. It merges no tokens: where the pruned model
+    does, part of B/B0 is what merging does without any training.
 
     Args:
         dense: Dense base with calibration means.
