@@ -141,7 +141,7 @@ def heatmap(
     Returns:
         RGB picture, side x side; every patch one block of colour.
     """
-    picture = _blend(_pale(crop, side), values, scale)
+    picture = _blend(_pale(crop, side), scale.shares(values), diverging=scale.diverging)
     if groups is not None:
         _outline(picture, groups)
     return picture
@@ -159,7 +159,7 @@ def sheet(crop: Image.Image, maps: np.ndarray, names: Sequence[str], scale: Scal
     page, places = _empty_sheet(tuple(names))
     page, pale = page.copy(), _pale(crop, TILE_SIDE)
     for values, place in zip(maps, places, strict=True):
-        page.paste(_blend(pale, values, scale), place)
+        page.paste(_blend(pale, scale.shares(values), diverging=scale.diverging), place)
     return page
 
 
@@ -185,10 +185,9 @@ def legend(scale: Scale, note: str = "") -> Image.Image:
     page = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(page)
     font, inner = ImageFont.load_default(26), width - 2 * margin
-    colours, opacity = _paint(np.linspace(0, 1, inner), diverging=scale.diverging)
-    shown = 255.0 * (1 - opacity[:, None]) + colours * opacity[:, None]
-    strip = np.broadcast_to(np.rint(shown).astype(np.uint8), (bar[1] - bar[0], inner, 3))
-    page.paste(Image.fromarray(np.ascontiguousarray(strip)), (margin, bar[0]))
+    white = Image.new("RGB", (inner, bar[1] - bar[0]), "white")
+    strip = _blend(white, np.linspace(0, 1, inner)[None], diverging=scale.diverging)
+    page.paste(strip, (margin, bar[0]))
     draw.rectangle((margin - 1, bar[0] - 1, width - margin, bar[1]), outline="#999999")
     draw.text((margin, 12), scale.low_words, fill=INK, font=font)
     draw.text((width / 2, 12), scale.title, fill=INK, font=font, anchor="ma")
@@ -208,22 +207,20 @@ def site_words(name: str) -> str:
     return f"{int(block) + 1} {words.get(part[0], part[0])}" if part else f"layer {int(block) + 1}"
 
 
-def _pale(crop: Image.Image, side: int) -> np.ndarray:
-    """A photo in light grey, [side, side, 1] in 0..255."""
+def _pale(crop: Image.Image, side: int) -> Image.Image:
+    """A photo in light grey, RGB, side x side."""
     grey = crop.convert("L").resize((side, side), Image.Resampling.LANCZOS)
-    return (255.0 - 0.75 * (255.0 - np.asarray(grey, dtype=np.float32)))[..., None]
+    return grey.point([round(255 - 0.75 * (255 - level)) for level in range(256)]).convert("RGB")
 
 
-def _blend(pale: np.ndarray, values: np.ndarray, scale: Scale) -> Image.Image:
-    side = len(pale)
-    colours, opacity = _paint(scale.shares(values), diverging=scale.diverging)
-    rows = np.arange(side) * values.shape[0] // side
-    columns = np.arange(side) * values.shape[1] // side
-    over = opacity.astype(np.float32)[..., None]
-    # By patches as far as it goes: there are a thousand times as many pixels.
-    through, paint = (1 - over), colours.astype(np.float32) * over
-    mixed = pale * through[:, columns][rows] + paint[:, columns][rows]
-    return Image.fromarray(np.rint(mixed, out=mixed).astype(np.uint8))
+def _blend(pale: Image.Image, shares: np.ndarray, *, diverging: bool) -> Image.Image:
+    """Places on a scale [rows, columns] as blocks of colour over a picture."""
+    colours, opacity = _paint(shares, diverging=diverging)
+    paint, mask = (
+        Image.fromarray(np.rint(a).astype(np.uint8)).resize(pale.size, Image.Resampling.NEAREST)
+        for a in (colours, 255 * opacity)
+    )
+    return Image.composite(paint, pale, mask)
 
 
 def _paint(shares: np.ndarray, *, diverging: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -30,16 +30,17 @@ def colours(values: list[list[float]], scale: Scale, crop: Image.Image = WHITE) 
 
 
 def test_colours_by_hand() -> None:
-    # On white, the ends at opacity 0.15 + 0.7 = 0.85: 255 * 0.15 + 0.85 * channel.
+    # On white, the ends at opacity 0.15 + 0.7 = 0.85, in eight bits 217: 255 * 38 / 255 + 217 / 255
+    # * channel.
     # Highest #b2182b = (178, 24, 43), lowest #2166ac = (33, 102, 172), middle #f7f7f7 at 0.15.
     found = colours([[2.0, -2.0], [0.0, 9.0]], SIGNED)
-    assert found[0, 0].tolist() == [190, 59, 75]
+    assert found[0, 0].tolist() == [189, 58, 75]
     assert found[0, 1].tolist() == [66, 125, 184]
     assert found[1, 0].tolist() == [254, 254, 254]
     assert found[1, 1].tolist() == found[0, 0].tolist()
     # Highest #bd0026 = (189, 0, 38); lowest #ffffcc at 0.15 leaves 255 * 0.85 + 0.15 * 204.
     found = colours([[4.0, 0.0]], UNSIGNED)
-    assert found[0].tolist() == [[199, 38, 71], [255, 255, 247]]
+    assert found[0].tolist() == [[199, 38, 70], [255, 255, 247]]
 
 
 def test_more_is_redder_and_less_is_bluer() -> None:
@@ -51,9 +52,9 @@ def test_more_is_redder_and_less_is_bluer() -> None:
 
 def test_the_photo_shows_through_in_grey() -> None:
     crop = Image.new("RGB", (8, 8), (200, 0, 0))
-    # Grey of (200, 0, 0) is 0.299 * 200 = 60; paled to 255 - 0.75 * 195 = 108.75; and
-    # 0.85 of it with 0.15 of #f7f7f7 = 247.
-    assert colours([[0.0]], SIGNED, crop)[0, 0].tolist() == [129, 129, 129]
+    # Grey of (200, 0, 0) is 0.299 * 200 = 60; paled to 255 - 0.75 * 195 = 109; and
+    # 217 / 255 of it with 38 / 255 of #f7f7f7 = 247.
+    assert colours([[0.0]], SIGNED, crop)[0, 0].tolist() == [130, 130, 130]
 
 
 def test_values_stay_on_their_patches() -> None:
