@@ -6,6 +6,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
@@ -21,6 +22,8 @@ from app.service import BurdenMaps, Service
 
 logger = logging.getLogger(__name__)
 
+DRAWING = ThreadPoolExecutor(4, thread_name_prefix="sheets")
+"""Draws what is known of a comparison while the rest is computed."""
 COMPUTE = "compute"
 """Everything that runs a model waits in one line, whether asked by the page or by the API."""
 
@@ -177,11 +180,14 @@ class Endpoints:
         """All of predict, attribute and burden, how each pruned variant differs from dense, and
         `image`, the crop that the models saw. `failures` says why part of a variant is missing."""
         photo, ids = self._seen(image, variants, remembered=True)
-        found = self._service.compare(photo, ids, method, target)
+        burdens = self._service.burden(photo, ids)
+        # While the gradients are taken, which on a GPU leaves the processor free.
+        drawn = DRAWING.submit(self._burdens, photo, burdens)
+        found = self._service.compare(photo, ids, method, target, burdens=burdens)
         return {
             "predictions": schema.by_id(found.predictions, schema.prediction_json),
             "attributions": schema.by_id(found.attributions, schema.attribution_json),
-            "burdens": self._burdens(photo, found.burdens),
+            "burdens": drawn.result(),
             "differences": schema.by_id(found.differences, schema.difference_json),
             "failures": dict(found.failures),
             "image": schema.png(found.image),

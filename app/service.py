@@ -335,15 +335,25 @@ class Service:
         variants: Sequence[str] | None = None,
         method: str = DEFAULT_METHOD,
         target: str = "base",
+        *,
+        burdens: Cells[BurdenMaps] | None = None,
     ) -> Comparison:
-        """Predictions, attributions, burdens and the differences to dense, in one answer."""
+        """Predictions, attributions, burdens and the differences to dense, in one answer.
+
+        Args:
+            image: From `load_image`.
+            variants: Ids.
+            method: As in `attribute`.
+            target: Likewise.
+            burdens: Where `burden` was asked before of the same photo and variants.
+        """
         task = self._task(image, variants)
         try:
             attributions = self.attribute(image, variants, method, target, task=task)
         except NoAnswerError as error:
             attributions = Cells(error.failures)
         predictions = self.predict(image, variants, task=task)
-        burdens = self.burden(image, variants)
+        burdens = burdens or self.burden(image, variants)
         differences = {}
         for model in task.models:
             found, dense = predictions.get(model.id), task.dense(model)
