@@ -40,23 +40,31 @@ Logit = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PathIntegral:
-    """Attributions of a path, or of a piece of it."""
+    """Attributions of a path."""
 
-    start: float
-    """0 at the reference."""
-    end: float
-    """1 at the photo."""
     values: Tensor
-    """[1, 3, S, S]."""
+    """float64 [1, 3, S, S]."""
+    change: float
+    """What the logit gains on the way."""
     miss: float
     """Sum of values minus the change of the logit."""
     steps: int
     """Gradients taken."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class _Segment:
+    """A piece of the path."""
+
+    points: tuple[float, ...]
+    """Where it is sampled, at even distances; 0 is the reference, 1 the photo."""
+    miss: float
+    """What its integral is larger than the change of the logit."""
+
     @property
-    def change(self) -> float:
-        """What the logit gains on the way."""
-        return self.values.double().sum().item() - self.miss
+    def halves(self) -> list[tuple[float, float]]:
+        middle = self.points[len(self.points) // 2]
+        return [(self.points[0], middle), (middle, self.points[-1])]
 
 
 def integrate(logit: Logit, reference: Tensor, image: Tensor) -> PathIntegral:
@@ -79,31 +87,28 @@ def integrate(logit: Logit, reference: Tensor, image: Tensor) -> PathIntegral:
     """
     if (image - reference).abs().max() < FAINTEST:
         # Logits at both ends would differ by rounding, and no step makes a sum equal to that.
-        return PathIntegral(start=0.0, end=1.0, values=0.0 * image.double(), miss=0.0, steps=0)
+        return PathIntegral(values=0.0 * image.double(), change=0.0, miss=0.0, steps=0)
     path = _Path(logit, reference, image)
     # Wide batches take and halve several segments at once: they cost no more.
     at_once = max(1, batch_of(image) // (len(BOOLE) - 1))
     first = max(FIRST_SEGMENTS, at_once)
     segments = path.segments(pairwise(k / first for k in range(first + 1)))
-    change = sum(s.change for s in segments)
-    while not _is_enough(segments, abs(change)):
+    while not _is_enough(segments, abs(path.change)):
         count = min(at_once, (MAX_STEPS - path.steps) // (len(BOOLE) - 1))
         worst = sorted(segments, key=lambda s: -abs(s.miss))[:count]
         if not worst:
             break
-        halves = [(s.start, (s.start + s.end) / 2, s.end) for s in worst]
         segments = [s for s in segments if s not in worst]
-        segments += path.segments(pair for half in halves for pair in pairwise(half))
+        segments += path.segments(half for s in worst for half in s.halves)
     return PathIntegral(
-        start=0.0,
-        end=1.0,
-        values=sum((s.values for s in segments[1:]), segments[0].values),
+        values=path.values(segments),
+        change=path.change,
         miss=sum(s.miss for s in segments),
         steps=path.steps,
     )
 
 
-def _is_enough(segments: Sequence[PathIntegral], change: float) -> bool:
+def _is_enough(segments: Sequence[_Segment], change: float) -> bool:
     misses = [s.miss for s in segments]
     return (
         abs(sum(misses)) <= ACCEPTED_MISS * change
@@ -112,55 +117,66 @@ def _is_enough(segments: Sequence[PathIntegral], change: float) -> bool:
 
 
 class _Path:
-    """The way from the reference to the photo, with what is known of its points."""
+    """The way from the reference to the photo, with what is known of its points.
+
+    Which segments are good enough is decided by the slope of the logit along the way, one number
+    for each point: a GPU waits longer to be asked for something than it takes, so pictures are
+    added up once, at the end.
+    """
 
     def __init__(self, logit: Logit, reference: Tensor, image: Tensor) -> None:
         self._logit = logit
         self._reference = reference
         self._way = image - reference
-        self._known: dict[float, tuple[Tensor, float]] = {}
+        self._gradients: list[Tensor] = []
+        self._known: dict[float, tuple[float, float]] = {}
 
     @property
     def steps(self) -> int:
         """Gradients taken."""
         return len(self._known)
 
-    def segments(self, ends: Iterable[tuple[float, float]]) -> list[PathIntegral]:
-        """Integrals between pairs of places, each from 0 to 1."""
-        pairs = list(ends)
-        places = [[a + (b - a) * k / (len(BOOLE) - 1) for k in range(len(BOOLE))] for a, b in pairs]
-        self._learn(sorted({p for points in places for p in points} - self._known.keys()))
-        return self._integrals(places) if places else []
+    @property
+    def change(self) -> float:
+        """What the logit gains from the reference to the photo."""
+        return self._known[1.0][1] - self._known[0.0][1]
+
+    def segments(self, ends: Iterable[tuple[float, float]]) -> list[_Segment]:
+        """Pieces between pairs of places, each from 0 to 1."""
+        last = len(BOOLE) - 1
+        pieces = [tuple(a + (b - a) * k / last for k in range(last + 1)) for a, b in ends]
+        self._learn(sorted({p for points in pieces for p in points} - self._known.keys()))
+        return [_Segment(points=points, miss=self._miss(points)) for points in pieces]
+
+    def values(self, segments: Sequence[_Segment]) -> Tensor:
+        """Attributions of all pieces together, float64 [1, 3, S, S]."""
+        weights = dict.fromkeys(self._known, 0.0)
+        for segment in segments:
+            for weight, place in zip(BOOLE, segment.points, strict=True):
+                weights[place] += weight * (segment.points[-1] - segment.points[0])
+        each = torch.tensor([*weights.values()], dtype=torch.float64).to(self._way.device)
+        parts = each.split([len(gradients) for gradients in self._gradients])
+        mean = torch.zeros_like(self._way, dtype=torch.float64)
+        for part, gradients in zip(parts, self._gradients, strict=True):
+            mean += torch.tensordot(part, gradients.double(), 1)
+        return mean * self._way.double()
 
     def _learn(self, places: list[float]) -> None:
         if not places:
             return
         shares = torch.tensor(places).reshape(-1, 1, 1, 1).to(self._way)
         found = gradients_of(self._logit, self._reference + shares * self._way)
-        each = (pair for g, logits in found for pair in zip(g, logits.tolist(), strict=True))
-        for place, (gradient, value) in zip(places, each, strict=True):
-            self._known[place] = gradient[None], value
+        known = iter(places)
+        for gradients, logits in found:
+            slopes = (gradients.double() * self._way.double()).sum((1, 2, 3))
+            pairs = torch.stack([slopes, logits.double()], 1).tolist()
+            self._known.update({next(known): (slope, value) for slope, value in pairs})
+            self._gradients.append(gradients)
 
-    def _integrals(self, segments: list[list[float]]) -> list[PathIntegral]:
-        """One for each list of places; all at once, since a GPU waits longer for each operation to
-        be asked of it than it takes."""
-        mean = torch.zeros((), dtype=torch.float64, device=self._way.device)
-        for weight, places in zip(BOOLE, zip(*segments, strict=True), strict=True):
-            mean = mean + weight * torch.cat([self._known[p][0] for p in places]).double()
-        lengths = torch.tensor([points[-1] - points[0] for points in segments], dtype=torch.float64)
-        values = lengths.reshape(-1, 1, 1, 1).to(mean.device) * mean * self._way.double()
-        return [
-            PathIntegral(
-                start=points[0],
-                end=points[-1],
-                values=piece[None],
-                miss=total - (self._known[points[-1]][1] - self._known[points[0]][1]),
-                steps=len(points),
-            )
-            for points, piece, total in zip(
-                segments, values, values.sum((1, 2, 3)).tolist(), strict=True
-            )
-        ]
+    def _miss(self, points: Sequence[float]) -> float:
+        slopes, logits = zip(*(self._known[p] for p in points), strict=True)
+        mean = sum(weight * slope for weight, slope in zip(BOOLE, slopes, strict=True))
+        return mean * (points[-1] - points[0]) - (logits[-1] - logits[0])
 
 
 def gradients_of(logit: Logit, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

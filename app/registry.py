@@ -68,7 +68,10 @@ class Model:
             if self._twin is None:
                 self.file("weights")
                 self._twin = load_model(self.folder, self.variant)
-            yield self._twin.to(device)
+            if next(self._twin.parameters()).device.type != device:
+                # Asking each layer takes a GPU's host as long as a prediction.
+                self._twin.to(device)
+            yield self._twin
 
 
 class ModelRegistry:
