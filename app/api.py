@@ -18,12 +18,12 @@ from PIL import Image
 from app import gallery, schema, text
 from app.errors import UserError
 from app.flips import Query, find
-from app.service import BurdenMaps, Service
+from app.service import BurdenMaps, Cells, Service
 
 logger = logging.getLogger(__name__)
 
-DRAWING = ThreadPoolExecutor(4, thread_name_prefix="sheets")
-"""Draws what is known of a comparison while the rest is computed."""
+MEANWHILE = ThreadPoolExecutor(8, thread_name_prefix="meanwhile")
+"""Does one part of a comparison while another is computed."""
 COMPUTE = "compute"
 """Everything that runs a model waits in one line, whether asked by the page or by the API."""
 
@@ -180,17 +180,24 @@ class Endpoints:
         """All of predict, attribute and burden, how each pruned variant differs from dense, and
         `image`, the crop that the models saw. `failures` says why part of a variant is missing."""
         photo, ids = self._seen(image, variants, remembered=True)
-        burdens = self._service.burden(photo, ids)
-        # While the gradients are taken, which on a GPU leaves the processor free.
-        drawn = DRAWING.submit(self._burdens, photo, burdens)
-        found = self._service.compare(photo, ids, method, target, burdens=burdens)
+
+        def measured() -> tuple[Cells[BurdenMaps], dict[str, schema.BurdenJson]]:
+            cells = self._service.burden(photo, ids)
+            return cells, self._burdens(photo, cells)
+
+        # While gradients are taken, which on a GPU leaves the processor free.
+        burdens = MEANWHILE.submit(measured)
+        found = self._service.compare(
+            photo, ids, method, target, burdens=lambda: burdens.result()[0]
+        )
+        image = MEANWHILE.submit(schema.png, found.image)
         return {
             "predictions": schema.by_id(found.predictions, schema.prediction_json),
             "attributions": schema.by_id(found.attributions, schema.attribution_json),
-            "burdens": drawn.result(),
+            "burdens": burdens.result()[1],
             "differences": schema.by_id(found.differences, schema.difference_json),
             "failures": dict(found.failures),
-            "image": schema.png(found.image),
+            "image": image.result(),
         }
 
     def flips(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -336,7 +336,7 @@ class Service:
         method: str = DEFAULT_METHOD,
         target: str = "base",
         *,
-        burdens: Cells[BurdenMaps] | None = None,
+        burdens: Callable[[], Cells[BurdenMaps]] | None = None,
     ) -> Comparison:
         """Predictions, attributions, burdens and the differences to dense, in one answer.
 
@@ -345,7 +345,7 @@ class Service:
             variants: Ids.
             method: As in `attribute`.
             target: Likewise.
-            burdens: Where `burden` was asked before of the same photo and variants.
+            burdens: What `burden` says of the same photo and variants, where somebody asks already.
         """
         task = self._task(image, variants)
         try:
@@ -353,21 +353,21 @@ class Service:
         except NoAnswerError as error:
             attributions = Cells(error.failures)
         predictions = self.predict(image, variants, task=task)
-        burdens = burdens or self.burden(image, variants)
+        found_burdens = self.burden(image, variants) if burdens is None else burdens()
         differences = {}
         for model in task.models:
             found, dense = predictions.get(model.id), task.dense(model)
             if model.variant.base is not None and found is not None and dense is not None:
                 best = model.variant.classes[int(dense.logits.argmax())]
                 maps = (attributions.get(model.id), attributions.get(model.variant.base))
-                differences[model.id] = difference(found, best, maps, burdens.get(model.id))
+                differences[model.id] = difference(found, best, maps, found_burdens.get(model.id))
         return Comparison(
             image=task.crop,
             predictions=predictions,
             attributions=attributions,
-            burdens=burdens,
+            burdens=found_burdens,
             differences=differences,
-            failures=attributions.failures | burdens.failures | predictions.failures,
+            failures=attributions.failures | found_burdens.failures | predictions.failures,
         )
 
     def burden_pictures(
