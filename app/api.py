@@ -24,8 +24,9 @@ logger = logging.getLogger(__name__)
 
 MEANWHILE = ThreadPoolExecutor(8, thread_name_prefix="meanwhile")
 """Does one part of a comparison while another is computed."""
-COMPUTE = "compute"
-"""Everything that runs a model waits in one line, whether asked by the page or by the API."""
+COMPUTE, QUICK = "compute", "quick"
+"""Comparisons and attributions wait in one line, whether asked by the page or by the API, and
+predictions and burdens in another: they take a hundredth of the time, and would wait for places."""
 
 
 def in_plain_words(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -125,12 +126,15 @@ class Endpoints:
         """Add all endpoints to the `gr.Blocks` that is being built.
 
         Args:
-            concurrency: Calls computed at the same time, shared with the page.
+            concurrency: Calls of each line computed at the same time; that of comparisons is shared
+                with the page.
         """
         for quick in (self.models, self.flips):
             _publish(quick, concurrency_limit=None)
-        for endpoint in (self.predict, self.attribute, self.burden, self.compare):
-            _publish(endpoint, concurrency_limit=concurrency, concurrency_id=COMPUTE)
+        lines = {QUICK: (self.predict, self.burden), COMPUTE: (self.attribute, self.compare)}
+        for line, endpoints in lines.items():
+            for endpoint in endpoints:
+                _publish(endpoint, concurrency_limit=concurrency, concurrency_id=line)
 
     def models(self) -> list[schema.VariantJson]:
         """Every variant that is served; `is_default` marks those compared when none are named."""

@@ -82,7 +82,8 @@ class Settings:
         ),
     )
     concurrency: int = field(
-        default=8, metadata=_whole("requests at work at the same time, in turns", 1, 64)
+        default=8,
+        metadata=_whole("comparisons at work at once, in turns, and as many predictions", 1, 64),
     )
     queue_size: int = field(
         default=32, metadata=_whole("requests that may wait; more are told to come back", 1, 10_000)

@@ -18,7 +18,7 @@ HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"
 
 
 def work(concurrency: int) -> dict[str, Any]:
-    """Options of an event that runs models: it waits in one line with the API."""
+    """Options of an event that runs models: it waits in one line with the API's comparisons."""
     return HIDDEN | {
         "preprocess": False,
         "concurrency_limit": concurrency,

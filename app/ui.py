@@ -82,7 +82,7 @@ def build_page(
         service: Answers every question.
         files: Makes what a visitor takes along.
         first: Makes what a visitor sees first.
-        concurrency: Models at work at the same time, for the page and the API together.
+        concurrency: Comparisons at work at the same time, for the page and the API together.
     """
     examples = gallery.read_examples()
     with gr.Blocks(

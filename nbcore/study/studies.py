@@ -39,7 +39,8 @@ def _twins(ratios: tuple[float, ...]) -> Block:
 SEEN = (
     "Mixing was left out after a look at the test accuracy of three dense models on CIFAR-10 (69 % "
     "after 60 epochs with it), and test figures of seed 0 on CIFAR-10, with settings of before the "
-    "tuning, were seen before this grid was settled. So neither is untouched by the test set."
+    "tuning, were seen before this grid was settled. So neither is untouched by CIFAR-10's test "
+    "set."
 )
 """What every report of these studies must say."""
 
@@ -104,8 +105,9 @@ def _tuned(study: StudyConfig) -> StudyConfig:
     # A gate that opens more slowly than masks change is never open.
     fade = 9 if study.data.dataset == "cifar10" else 5
     arm, prune = replace(study.arm, lr=4e-3), replace(study.prune, end=0.3)
+    elsewhere = "" if study.data.dataset == "cifar10" else f", none on {study.data.dataset}"
     notes = (
-        f"Settings were chosen in `cifar10-tuning`, where mitigations were tried at lr "
+        f"Settings were chosen in `cifar10-tuning`{elsewhere}, where mitigations were tried at lr "
         f"{study.arm.lr:g} with pruning done after {100 * study.prune.end:g} % of the steps. Here "
         f"all arms have lr {arm.lr:g} and {100 * prune.end:g} %, chosen there for the host alone.",
         f"`persistent_dynamic`, also as part of `published`, fades in over {fade} steps, which was "
@@ -277,8 +279,8 @@ def imagenette_vit_tiny() -> StudyConfig:
             "Seeds 3 and 4 were added to the grid after a report on seeds 0 to 2 at 0.25 had been "
             "read; none of their runs is in the tables yet.",
             "The dense model and the same trained on (`none`) were run again for seeds 0 to 2, as "
-            "files that later arms read had been lost. With their first rows (in this file's "
-            "history) all verdicts are the same but three: that `published`, "
+            "files that later arms read had been lost. With their first rows (in the history of "
+            "`runs.csv`) all verdicts are the same but three: that `published`, "
             "`token_merging+handoff` and the best relieve pruning is undecided there.",
         ),
         command="python -m nbcore study imagenette-vit-tiny --data DIR",

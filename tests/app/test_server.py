@@ -178,9 +178,13 @@ def test_queue_is_bounded_and_the_page_keeps_its_events_to_itself(tiny_checkpoin
     computed = dict.fromkeys(("predict", "attribute", "burden", "compare"), 1)
     looked_up = dict.fromkeys(("models", "flips"))
     assert open_to_all == computed | looked_up
-    # One line for everything that computes, or page and API together would exceed the limit.
-    lines = {fn.concurrency_id for fn in blocks.fns.values() if fn.concurrency_limit == 1}
-    assert "compute" in lines
+    # Page and API share the line of comparisons, or together they would exceed the limit, and
+    # what is quick has one of its own, or it would wait for comparisons to end.
+    lines = {fn.api_name: fn.concurrency_id for fn in blocks.fns.values() if fn.api_name}
+    assert lines["compare"] == lines["attribute"] == "compute"
+    assert lines["predict"] == lines["burden"] == "quick"
+    page = [fn for fn in blocks.fns.values() if fn.api_visibility == "private"]
+    assert "compute" in {fn.concurrency_id for fn in page}
 
 
 def test_pyplot_is_whole_before_anything_is_served() -> None:
