@@ -144,7 +144,8 @@ def value_words(value: float, measure: str) -> str:
 
 def _tick(value: float, measure: str) -> str:
     if measure in (*SHARES, "recovered"):
-        return f"{100 * value:.4g}\u202f%".replace("-", "\u2212")
+        # The axis says that it is per cent: on a phone there is no room to say so at every tick.
+        return f"{100 * value:.4g}".replace("-", "\u2212")
     if measure == "excess":
         return f"{value:.3g}×"
     return f"{value:+.3g}".replace("-", "\u2212") if abs(value) > 1e-12 else "0"

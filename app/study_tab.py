@@ -165,8 +165,10 @@ def menus_of(study: Study) -> list[tuple[list[tuple[str, str]], str]]:
         if pruned
         else dict.fromkeys(PICKS, ALL)
     )
+    # The summary is in the order of the grid, runs are in that in which they were finished.
+    ordered = [*study.summary, *study.runs]
     for name in PICKS:
-        found = list(dict.fromkeys(row[COLUMNS[name]] for row in study.runs))
+        found = list(dict.fromkeys(row[COLUMNS[name]] for row in ordered))
         if name == "budget":
             found.sort(key=float, reverse=True)
         entries = [(text.ALL, ALL), *((words[name](value), value) for value in found)]

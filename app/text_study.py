@@ -25,9 +25,9 @@ NO_VERDICTS = (
 )
 SIGNS = {"supported": "✓", "not supported": "✗", "undecided": "?"}
 MEANINGS = {
-    "supported": "The interval excludes zero in the claimed direction, after Holm's correction "
-    "where a claim is tested several times.",
-    "not supported": "The interval excludes every useful effect in that direction.",
+    "supported": "The interval excludes zero in the claimed direction, however small the effect, "
+    "after Holm's correction where the numbers give a Holm p.",
+    "not supported": "It does not, and excludes every useful effect in that direction.",
     "undecided": "Neither, or too few seeds.",
 }
 COUNT = "{count} {verdict}"
@@ -84,15 +84,15 @@ MEASURE, HOST, BUDGET, MITIGATION = "Measure", "Host", "Budget", "Mitigation"
 ALL = "all"
 # name: (label, axis)
 MEASURES = {
-    "top1": ("accuracy on test photos", "Right on test photos"),
-    "val_top1": ("accuracy on validation photos", "Right on validation photos"),
+    "top1": ("accuracy on test photos", "Right on test photos, %"),
+    "val_top1": ("accuracy on validation photos", "Right on validation photos, %"),
     "gain": (
         "gain over no mitigation",
         "Percentage points over the same seed, host and budget without mitigation",
     ),
     "recovered": (
         "recovered share",
-        "Share of what pruning costs that comes back; 100 % is the dense model trained on",
+        "Share of what pruning costs that comes back, %; 100 is the dense model trained on",
     ),
     "did": (
         "relief beyond what dense gains",

@@ -146,7 +146,8 @@ def claims_on_gains(study: StudyConfig, runs: pd.DataFrame) -> list[Claim]:
             topic="gain",
             sentence=sentence,
             verdict=judge(estimates[sentence], study.small_effect),
-            numbers=f"mean over {_extent(table)}: {points(estimates[sentence])}, "
+            numbers=f"mean over {_extent(table)}: {points(estimates[sentence])}"
+            f"{_slight(estimates[sentence], study.small_effect)}, "
             f"Holm p = {_p(estimates[sentence])} over {len(asked)} such claims; {note}",
         )
         for sentence, (table, note) in asked.items()
@@ -161,21 +162,30 @@ def claims_on_relief(study: StudyConfig, runs: pd.DataFrame) -> list[Claim]:
         table = compacting(both)
         if not table.size:
             continue
-        dense = mean_over_seeds(dense_gain(runs, name))
-        macs = relative_macs(runs, DENSE_PLUS, acting_without_removal(name))
         estimate = overall(table)
+        part = complete_part(table)
+        pruned = mean_over_seeds(gains(runs, name).loc[part.index, part.columns].mean(axis=1))
         found.append(
             Claim(
                 topic="relief",
                 sentence=f"`{name}` relieves pruning: it adds more to pruned models than to the "
                 "dense one.",
                 verdict=judge(estimate, study.small_effect),
-                numbers=f"difference in differences over {_extent(table)}: {points(estimate)}; "
-                f"to the dense model it adds {points(dense)}{_at(macs, 'its MACs')}; "
+                numbers=f"difference in differences over {_extent(table)}: {points(estimate)}"
+                f"{_slight(estimate, study.small_effect)} (not corrected by Holm); to pruned "
+                f"models it adds {points(pruned)}, to the dense one {_to_dense(runs, name)}; "
                 f"{_counted(table, study.small_effect)}{_on_weights(runs, name, both)}",
             )
         )
     return found
+
+
+def _to_dense(runs: pd.DataFrame, name: str) -> str:
+    acting = acting_without_removal(name)
+    if acting == "none":
+        return "nothing, as it acts only when units leave"
+    macs = relative_macs(runs, DENSE_PLUS, acting)
+    return f"{points(mean_over_seeds(dense_gain(runs, name)))}{_at(macs, 'its MACs')}"
 
 
 def claims_on_best(study: StudyConfig, runs: pd.DataFrame) -> list[Claim]:
@@ -233,10 +243,17 @@ def _recovers_half(
                 numbers=f"on {len(works)} of {len(here)} hosts, counted where the mean is at least "
                 "half and the interval (not corrected by Holm) above zero; recovered share: "
                 + "; ".join(f"{host} {number(share)}" for host, share in here.items())
+                + _too_few_hosts(len(here))
                 + _few(list(here.values())),
             )
         )
     return found
+
+
+def _too_few_hosts(count: int) -> str:
+    if count >= HOSTS_NEEDED:
+        return ""
+    return f"; {count} hosts are too few to decide"
 
 
 def _beside_distillation(study: StudyConfig, runs: pd.DataFrame, own: str | None) -> list[Claim]:
@@ -249,8 +266,8 @@ def _beside_distillation(study: StudyConfig, runs: pd.DataFrame, own: str | None
     return [
         Claim(
             topic="best",
-            sentence=f"`{own}`, the best without distillation, is at least as good as it (to "
-            f"within {100 * margin:g} points).",
+            sentence=f"`{own}`, the best without distillation, is at least as good as "
+            f"distillation alone (to within {100 * margin:g} points).",
             verdict=judge(shifted, 0),
             numbers=f"difference over {_extent(table)}: {points(estimate)}{_few([estimate])}",
         )
@@ -270,9 +287,9 @@ def _on_top_of_distillation(study: StudyConfig, runs: pd.DataFrame) -> list[Clai
             topic="best",
             sentence=f"`{name}` beats distillation alone.",
             verdict=judge(estimates[name], study.small_effect),
-            numbers=f"difference over {_extent(table)}: {points(estimates[name])}, Holm p = "
-            f"{_p(estimates[name])}; {_counted(table, study.small_effect)}"
-            f"{_few([estimates[name]])}",
+            numbers=f"difference over {_extent(table)}: {points(estimates[name])}"
+            f"{_slight(estimates[name], study.small_effect)}, Holm p = {_p(estimates[name])}; "
+            f"{_counted(table, study.small_effect)}{_few([estimates[name]])}",
         )
         for name, table in tables.items()
         if table.size
@@ -289,9 +306,9 @@ def claims_on_published(study: StudyConfig, runs: pd.DataFrame) -> list[Claim]:
             sentence=f"The published pair helps on host `{host}`.",
             verdict=judge(estimate, study.small_effect),
             numbers="mean over budgets "
-            f"{points(estimate)}{_at(relative_macs(runs, host, 'published'), 'the MACs of `none`')}"
-            f", Holm p = {_p(estimate)} over {len(hosts)} hosts; {_budgets(cells, host)}"
-            f"{_few([estimate])}",
+            f"{points(estimate)}{_slight(estimate, study.small_effect)}"
+            f"{_at(relative_macs(runs, host, 'published'), 'the MACs of `none`')}, Holm p = "
+            f"{_p(estimate)} over {len(hosts)} hosts; {_budgets(cells, host)}{_few([estimate])}",
         )
         for host, estimate in hosts.items()
     ]
@@ -316,16 +333,16 @@ def claims_on_burden(runs: pd.DataFrame, sites: pd.DataFrame) -> list[Claim]:
             sentence="(1) After pruning, survivors carry more than the cut and further training "
             "explain: B / B₀ exceeds the ratio of the dense model trained on.",
             verdict=judge(whole, USEFUL_BURDEN),
-            numbers=f"(B / B₀) / (dense+ / dense) over {_extent(units)}: {factor(whole)}; above "
-            f"one on {len(above)} of {len(hosts)} hosts{also} after Holm's correction, below one "
-            f"on {len(below)}{_few([whole])}",
+            numbers=f"(B / B₀) / (dense+ / dense) over {_extent(units)}: {factor(whole)}"
+            f"{_slight(whole, USEFUL_BURDEN)}; above one on {len(above)} of {len(hosts)} hosts"
+            f"{also} after Holm's correction, below one on {len(below)}{_few([whole])}",
         ),
         Claim(
             topic="burden",
             sentence="(2) The excess grows with the share removed.",
             verdict=judge(growth, USEFUL_BURDEN),
             numbers=f"from each host's largest to its smallest budget: {factor(growth)}"
-            f"{_few([growth])}",
+            f"{_slight(growth, USEFUL_BURDEN)}{_few([growth])}",
         ),
         Claim(
             topic="burden",
@@ -406,7 +423,14 @@ def _counted(table: pd.DataFrame, useful: float) -> str:
 
 
 def _budgets(cells: Mapping[tuple[str, float], Estimate], host: str) -> str:
-    return "; ".join(f"at {ratio:g} {points(e)}" for (h, ratio), e in cells.items() if h == host)
+    own = {ratio: e for (h, ratio), e in cells.items() if h == host}
+    return "; ".join(f"at {ratio:g} {points(own[ratio])}" for ratio in sorted(own))
+
+
+def _slight(estimate: Estimate, useful: float) -> str:
+    """Words on an effect that is there, but too small to matter."""
+    there = judge(estimate, useful) == SUPPORTED
+    return ", smaller than a useful effect" if there and estimate.high < useful else ""
 
 
 def _costs_the_same(macs: float) -> bool:

@@ -18,13 +18,14 @@ from nbcore.study.figures import draw_figures
 from nbcore.study.grid import (
     DENSE,
     DENSE_PLUS,
+    TWIN,
     UNPRUNED,
     WEIGHTS,
     Arm,
     StudyConfig,
     acting_without_removal,
 )
-from nbcore.study.statistics import MIN_SEEDS
+from nbcore.study.statistics import MIN_SEEDS, pruning_loss
 from nbcore.study.summary import summarise
 from nbcore.study.tables import ARM_COLUMNS, FAILURE_COLUMNS, Table, read_frames
 from nbcore.study.tuning import trials, tuning_section
@@ -40,9 +41,9 @@ TOPICS = {
     "control": "Controls",
 }
 RULE = (
-    "*Supported*: the 95 % interval excludes zero in the claimed direction (after Holm's "
-    "correction where a claim is tested several times). *Not supported*: the interval excludes "
-    "every useful effect in that direction. *Undecided*: neither, or fewer than "
+    "*Supported*: the 95 % interval excludes zero in the claimed direction, however small the "
+    "effect (after Holm's correction where the numbers give a Holm p). *Not supported*: it does "
+    "not, and excludes every useful effect in that direction. *Undecided*: neither, or fewer than "
     f"{MIN_SEEDS} seeds."
 )
 SIGNS = {SUPPORTED: "**supported**", REFUTED: "**not supported**", UNDECIDED: "undecided"}
@@ -90,7 +91,11 @@ def write_report(study: StudyConfig, out: Path) -> Path:
     )
     lines = [
         *_opening(study, facts),
-        *(tuning_section(study, runs) if study.settings else _findings(claims, captions, summary)),
+        *(
+            tuning_section(study, runs)
+            if study.settings
+            else _findings(claims, captions, summary, runs)
+        ),
         *_account(study, runs, failures),
         *_method(study),
     ]
@@ -176,11 +181,16 @@ def _accuracies(study: StudyConfig, runs: pd.DataFrame) -> Iterator[str]:
 
 
 def _findings(
-    claims: Sequence[Claim], captions: Mapping[str, str], summary: pd.DataFrame
+    claims: Sequence[Claim],
+    captions: Mapping[str, str],
+    summary: pd.DataFrame,
+    runs: pd.DataFrame,
 ) -> Iterator[str]:
     yield from _claims(claims)
     yield from _figures(captions)
     yield from _table(summary)
+    yield from _price(runs)
+    yield from _notes(summary)
 
 
 def _claims(claims: Sequence[Claim]) -> Iterator[str]:
@@ -246,6 +256,10 @@ def _table(summary: pd.DataFrame) -> Iterator[str]:
         ]
         yield "| " + " | ".join(cells) + " |"
     yield ""
+
+
+def _notes(summary: pd.DataFrame) -> Iterator[str]:
+    """What the table leaves to be said on costs and on dense controls."""
     pruned = summary[~summary["pruner"].isin(UNPRUNED)]
     whole = pruned["pruner"] == WEIGHTS
     text = (
@@ -267,6 +281,20 @@ def _table(summary: pd.DataFrame) -> Iterator[str]:
             "run again: "
             + "; ".join(f"`{m}` → `{acting_without_removal(m)}`" for m in skipped)
             + "."
+        )
+        yield ""
+
+
+def _price(runs: pd.DataFrame) -> Iterator[str]:
+    """What pruning costs, since shares of next to nothing say next to nothing."""
+    lost = 100 * pruning_loss(runs).mean()
+    if len(lost):
+        yield (
+            "Points that pruning without mitigation costs, against the dense model trained on: "
+            + "; ".join(
+                f"`{host}` at {ratio:g}, {value:.2f}" for (host, ratio), value in lost.items()
+            )
+            + ". The smaller they are, the less a recovered share says."
         )
         yield ""
 
@@ -337,17 +365,21 @@ def _account(study: StudyConfig, runs: pd.DataFrame, failures: Sequence[dict]) -
 
 
 def _grouped(arms: Sequence[Arm]) -> Iterator[str]:
-    """Arms that differ in the seed alone in one line."""
+    """One line for a host and budget, or for each set of seeds that mitigations share there."""
     seeds: dict[tuple[str, float, str], list[int]] = {}
     for arm in arms:
         seeds.setdefault((arm.pruner, arm.target_macs_ratio, arm.mitigation), []).append(arm.seed)
+    lines: dict[tuple[str, float, tuple[int, ...]], list[str]] = {}
     for (pruner, ratio, mitigation), own in seeds.items():
-        yield f"- `{pruner}` at {ratio:g}, `{mitigation}`: seeds {_listed(sorted(own))}"
+        lines.setdefault((pruner, ratio, tuple(sorted(own))), []).append(f"`{mitigation}`")
+    for (pruner, ratio, shared), names in lines.items():
+        yield f"- `{pruner}` at {ratio:g}, {_listed(names)}: seeds {_listed(shared)}"
 
 
 def _method(study: StudyConfig) -> Iterator[str]:
     yield "## How to read it"
     yield ""
+    run = {arm.pruner for arm in study.arms()}
     choice = (
         "chosen in another study and judged here on all seeds"
         if study.best
@@ -362,28 +394,34 @@ def _method(study: StudyConfig) -> Iterator[str]:
         "for the same number of steps; only differences within a seed are taken, and intervals are "
         "those of Student's t over seeds (statsmodels), of ratios Fieller's. `budget` is the "
         "target for MACs of the compact model over MACs of the dense one, token merging included "
-        "in both; "
-        "MACs is what was reached. For the host `weights` the budget is the share of block weights "
-        "kept, its model is never compacted and no faster, its parameters are counted where they "
-        "are not zero, and burden is taken over all units. `dense_plus` is the dense model trained "
-        "on for as long as the arms, `twin` a dense model of the arms' cost trained from scratch "
-        f"for the whole time. The best mitigation was {choice}. An effect counts as useful from "
-        f"{100 * study.small_effect:g} points on. Means over several hosts and budgets use the "
-        "largest set of seeds and cells in which nothing is missing. Site values are averaged over "
-        "sites by removed MACs."
+        f"in both; MACs is what was reached. {WEIGHTS_READ if WEIGHTS in run else ''}`dense_plus` "
+        "is the dense model trained on for as long as the arms"
+        f"{TWIN_READ if TWIN in run else ''}. The best mitigation was {choice}. An effect counts "
+        f"as useful from {100 * study.small_effect:g} points on. Means over several hosts and "
+        "budgets use the largest set of seeds and cells in which nothing is missing. Site values "
+        "are averaged over sites by removed MACs."
     )
     if not study.settings:
         yield ""
-        yield CLAIMS_READ
+        yield (EQUAL_READ if WEIGHTS in run else "") + CLAIMS_READ
 
 
-CLAIMS_READ = (
+WEIGHTS_READ = (
+    "For the host `weights` the budget is the share of block weights kept, its model is never "
+    "compacted and no faster, its parameters are counted where they are not zero, and burden is "
+    "taken over all units. "
+)
+TWIN_READ = ", `twin` a dense model of the arms' cost trained from scratch for the whole time"
+EQUAL_READ = (
     "Means over hosts leave out `weights`: it does not compact, so token merging lowers the MACs "
-    "of its arms, and they are not of equal cost. Token merging also lowers the MACs of the dense "
-    "control, but not those of pruned arms, which reach the same budget with and without it: that "
-    "it relieves pruning therefore includes what it takes from a dense model by making it cheaper. "
-    "Whether the burden of a photo predicts that a pruned model gets it wrong is measured on the "
-    "shipped variants of Imagenette and CIFAR-10: see `checkpoints/flips/README.md`."
+    "of its arms, and they are not of equal cost. "
+)
+CLAIMS_READ = (
+    "Token merging lowers the MACs of the dense control, but not those of pruned arms, which reach "
+    "the same budget with and without it: that it relieves pruning therefore includes what it "
+    "takes from a dense model by making it cheaper. Whether the burden of a photo predicts that a "
+    "pruned model gets it wrong is measured on the shipped variants of Imagenette and CIFAR-10: "
+    "see `checkpoints/flips/README.md`."
 )
 
 

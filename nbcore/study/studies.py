@@ -105,7 +105,7 @@ def _tuned(study: StudyConfig) -> StudyConfig:
     # A gate that opens more slowly than masks change is never open.
     fade = 9 if study.data.dataset == "cifar10" else 5
     arm, prune = replace(study.arm, lr=4e-3), replace(study.prune, end=0.3)
-    elsewhere = "" if study.data.dataset == "cifar10" else f", none on {study.data.dataset}"
+    elsewhere = "" if study.data.dataset == "cifar10" else f", none on `{study.data.dataset}`"
     notes = (
         f"Settings were chosen in `cifar10-tuning`{elsewhere}, where mitigations were tried at lr "
         f"{study.arm.lr:g} with pruning done after {100 * study.prune.end:g} % of the steps. Here "

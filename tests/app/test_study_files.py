@@ -162,6 +162,21 @@ def test_menus_begin_with_the_smallest_budget_of_the_first_host(study: Study) ->
     assert choice_of("gain", "taylor", ALL, ALL) == Choice(measure="gain", host="taylor")
 
 
+def test_menus_are_in_the_order_of_the_summary_whatever_was_finished_first(study: Study) -> None:
+    turned = menus_of(replace(study, runs=study.runs[::-1]))
+    for (entries, _), name in zip(turned[1::2], ("pruner", "mitigation"), strict=True):
+        summary = list(dict.fromkeys(row[name] for row in study.summary))
+        assert [value for _, value in entries][1 : 1 + len(summary)] == summary
+
+
+def test_ticks_of_accuracy_leave_the_unit_to_the_axis(study: Study) -> None:
+    # Six of "98.5 %" run into each other on a phone.
+    drawn = arm_plot(study, Choice(measure="top1", host="taylor", budget="0.5"))
+    ticks = drawn.partition("nb-below")[2].partition("</div>")[0]
+    assert [tick.partition("<")[0] for tick in ticks.split('%">')[1:]] == ["80", "85", "90"]
+    assert "Right on test photos, %" in drawn
+
+
 def test_rows_tell_values_and_are_named_by_what_differs(study: Study) -> None:
     drawn = arm_plot(study, Choice(measure="top1", host="taylor", budget="0.5"))
     assert "handoff: 85.00\u202f% (80.00\u202f% to 90.00\u202f%), 3 seeds" in drawn

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from nbcore.study.claims import USEFUL_CORRELATION, all_claims, best_mitigation, fresh_runs
@@ -276,6 +277,53 @@ def test_the_way_back_to_the_dense_model_is_told_apart_from_what_pruning_costs(
     found = verdicts(grid(), world, tmp_path)
     assert of(found, "recovers", "to 0.1 costs") == REFUTED
     assert of(found, "pruned to 0.1 at least half of the way back") == SUPPORTED
+
+
+def test_an_effect_that_is_there_but_too_small_says_so(tmp_path: Path) -> None:
+    # A point of general gain for each mitigation, where useful is what exceeds two.
+    world = World(cost=COST, general=dict.fromkeys(MITIGATIONS[1:], 0.01), noise=0.0005)
+    write_tables(grid(), world, tmp_path)
+    runs, sites, _ = read_frames(tmp_path)
+    for useful, small in ((0.002, False), (0.02, True)):
+        claims = all_claims(grid(small_effect=useful), runs, sites)
+        claim = claim_of(claims, "`handoff` makes pruned")
+        assert claim.verdict == SUPPORTED
+        assert ("smaller than a useful effect" in claim.numbers) == small
+
+
+def test_relief_tells_what_both_models_gain(tmp_path: Path) -> None:
+    # Merging takes two points from the dense model and one from pruned ones: relief, and harm.
+    study = grid()
+    world = World(cost=dict.fromkeys(COST, 0.0), general={"token_merging": -0.01}, noise=0.0)
+    write_tables(study, world, tmp_path)
+    runs, sites, _ = read_frames(tmp_path)
+    merged = (runs["pruner"] == DENSE_PLUS) & (runs["mitigation"] == "token_merging")
+    runs.loc[merged, "top1"] -= 0.01
+    claims = all_claims(study, runs, sites)
+    claim = claim_of(claims, "`token_merging` relieves")
+    assert claim.verdict == SUPPORTED
+    assert "to pruned models it adds -1.00 points" in claim.numbers
+    assert "to the dense one -2.00 points" in claim.numbers
+    acts = claim_of(claims, "`handoff` relieves").numbers
+    assert "to the dense one nothing, as it acts only when units leave" in acts
+
+
+def test_a_claim_on_three_hosts_says_where_there_are_fewer(tmp_path: Path) -> None:
+    told = "2 hosts are too few to decide"
+    assert told in claim_of(with_weights(tmp_path), "recovers", "to 0.1 costs").numbers
+    write_tables(grid(), World(cost=COST), tmp_path / "four")
+    runs, sites, _ = read_frames(tmp_path / "four")
+    numbers = claim_of(all_claims(grid(), runs, sites), "recovers", "to 0.1 costs").numbers
+    assert "too few" not in numbers
+
+
+def test_ranks_that_agree_in_all_seeds_are_no_certainty(tmp_path: Path) -> None:
+    write_tables(grid(), World(cost=COST), tmp_path)
+    runs, _, _ = read_frames(tmp_path)
+    alike = runs[runs["seed"] == 0]
+    same = damage_correlation(pd.concat([alike.assign(seed=seed) for seed in range(3)]))
+    assert same.mean == pytest.approx(damage_correlation(alike).mean)
+    assert number(same) == f"{same.mean:.2f} (n = 3, no interval)"
 
 
 def test_rows_are_read_in_the_order_of_the_grid(tmp_path: Path) -> None:

@@ -62,9 +62,18 @@ def triangles(figure: Figure | None) -> list[tuple[str, float]]:
 
 
 def test_a_dot_beyond_the_limits_is_a_triangle_at_the_edge() -> None:
-    # taylor -200 %, both hosts -70 %, random 60 %.
-    figure = draw_recovered(study(), runs_with((-2.0, -2.0, -2.0)))
-    assert triangles(figure) == [("<", -75)]
+    # taylor -260 %, both hosts -100 % with an interval of no width, random 60 %.
+    figure = draw_recovered(study(), runs_with((-2.6, -2.6, -2.6)))
+    assert triangles(figure) == [("<", -75)] * 4
+
+
+def test_dots_not_too_far_away_widen_the_axis() -> None:
+    # taylor -200 % or 240 %: five beyond it, and up to a multiple of 25.
+    for share, limits in ((-2.0, (-225, 175)), (2.4, (-75, 250))):
+        figure = draw_recovered(study(), runs_with((share, share, share)))
+        assert triangles(figure) == []
+        assert figure is not None
+        assert figure.axes[0].get_xlim() == limits
 
 
 def test_an_interval_that_leaves_the_axis_ends_in_a_triangle() -> None:

@@ -9,13 +9,14 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from nbcore.study.claims import best_mitigation
+from nbcore.study.claims import best_mitigation, mitigations_of
 from nbcore.study.figures.accuracy import draw_accuracy
 from nbcore.study.figures.burden import draw_burden
 from nbcore.study.figures.forest import draw_recovered, draw_relief
 from nbcore.study.figures.load import draw_load
 from nbcore.study.figures.style import STYLE, save_png
 from nbcore.study.grid import TWIN, WEIGHTS, StudyConfig
+from nbcore.study.statistics import gains
 
 Frames = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
 
@@ -28,6 +29,7 @@ def draw_figures(study: StudyConfig, frames: Frames, folder: Path) -> dict[str, 
     """
     runs, sites, history = frames
     best = best_mitigation(study, runs)
+    dots = _dots(study, runs)
     twin = ", the small twin the open squares" if (runs["pruner"] == TWIN).any() else ""
     on_top = (
         " Merging makes models of `weights` cheaper, not those of other hosts."
@@ -44,15 +46,15 @@ def draw_figures(study: StudyConfig, frames: Frames, folder: Path) -> dict[str, 
         "recovered.png": (
             lambda: draw_recovered(study, runs),
             "Share of the pruning loss that each mitigation brings back: 0 nothing, 100 % the "
-            "accuracy of the dense model trained on. Small: hosts; black: all hosts together, with "
-            "Fieller's 95 % interval where one exists. A triangle at the edge stands for a dot, or "
+            f"accuracy of the dense model trained on. {dots}, with Fieller's 95 % "
+            "interval where one exists. A triangle at the edge stands for a dot, or "
             f"for the end of an interval, that lies beyond it.{on_top}",
         ),
         "difference_in_differences.png": (
             lambda: draw_relief(study, runs),
             "What a mitigation M adds to pruned models beyond what it adds to the dense one, in "
             "points of top-1. Right of zero it relieves pruning; at zero it helps or harms every "
-            f"model alike. Small: hosts; black: all hosts together, with 95 % intervals.{on_top}",
+            f"model alike. {dots}, with 95 % intervals.{on_top}",
         ),
         "burden.png": (
             lambda: draw_burden(runs, sites),
@@ -78,3 +80,17 @@ def draw_figures(study: StudyConfig, frames: Frames, folder: Path) -> dict[str, 
             save_png(figure, folder / name, dpi=200)
             captions[name] = caption
     return captions
+
+
+def _dots(study: StudyConfig, runs: pd.DataFrame) -> str:
+    """What the marks of a forest stand for."""
+    lacking = any(gains(runs, m).isna().to_numpy().any() for m in mitigations_of(study, runs))
+    return (
+        "Small: hosts; black: all hosts together"
+        + (" but those that lack seeds" if lacking else "")
+        + (
+            "; under `weights`, its budgets and their mean"
+            if WEIGHTS in set(runs["pruner"])
+            else ""
+        )
+    )

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from nbcore.study.figures.style import (
+    BLACK,
     GREY,
     PALETTE,
     host_name,
@@ -42,7 +43,7 @@ def draw_burden(runs: pd.DataFrame, sites: pd.DataFrame) -> Figure | None:
         style["mfc"] = style["color"] if filled else "white"
         text = host_name(host) if filled else None
         left.plot(group["excess"], group["damage"], ls="none", ms=5, label=text, **style)
-    for kind, colour, marker in (("heads", PALETTE[1], "^"), ("neurons", PALETTE[0], "o")):
+    for kind, colour, marker in (("heads", BLACK, "^"), ("neurons", PALETTE[7], "o")):
         group = of_sites[of_sites["kind"] == kind]
         style = {"color": colour, "ms": 3.2, "alpha": 0.55, "mew": 0, "label": f"site of {kind}"}
         right.plot(group["excess"], group["residual"], marker, **style)
@@ -62,7 +63,7 @@ def draw_burden(runs: pd.DataFrame, sites: pd.DataFrame) -> Figure | None:
         axes.set_xlabel("excess burden of survivors")
         axes.grid()
     order = [*map(host_name, hosts), "site of heads", "site of neurons"]
-    shared_legend(figure, (left, right), order, columns=5)
+    shared_legend(figure, (left, right), order, columns=6)
     return figure
 
 

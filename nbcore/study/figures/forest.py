@@ -34,6 +34,9 @@ from nbcore.study.statistics import (
 )
 
 Cell = tuple[str, float]
+SHARES, WIDEST = (-75, 175), (-250, 400)
+"""Per cent that the axis of recovered shares shows, and how far single dots may widen it: where
+pruning costs next to nothing, shares have no bound."""
 
 
 def draw_recovered(study: StudyConfig, runs: pd.DataFrame) -> Figure | None:
@@ -53,7 +56,16 @@ def draw_recovered(study: StudyConfig, runs: pd.DataFrame) -> Figure | None:
         together,
         "recovered share\nof the pruning loss (%)",
         marks=(0, 50, 100),
-        limits=(-75, 175),
+        limits=_share_limits([100 * e.mean for own in per_cell.values() for e in own.values()]),
+    )
+
+
+def _share_limits(means: Sequence[float]) -> tuple[float, float]:
+    within = [mean for mean in means if WIDEST[0] <= mean <= WIDEST[1]]
+    low, high = min(within, default=0.0), max(within, default=0.0)
+    return (
+        SHARES[0] if low >= SHARES[0] else 25 * math.floor((low - 5) / 25),
+        SHARES[1] if high <= SHARES[1] else 25 * math.ceil((high + 5) / 25),
     )
 
 
