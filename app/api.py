@@ -131,10 +131,10 @@ class Endpoints:
         """
         for quick in (self.models, self.flips):
             _publish(quick, concurrency_limit=None)
-        lines = {QUICK: (self.predict, self.burden), COMPUTE: (self.attribute, self.compare)}
-        for line, endpoints in lines.items():
-            for endpoint in endpoints:
-                _publish(endpoint, concurrency_limit=concurrency, concurrency_id=line)
+        for brief in (self.predict, self.burden):
+            _publish(brief, concurrency_limit=concurrency, concurrency_id=QUICK)
+        for endpoint in (self.attribute, self.compare):
+            _publish(endpoint, concurrency_limit=concurrency, concurrency_id=COMPUTE)
 
     def models(self) -> list[schema.VariantJson]:
         """Every variant that is served; `is_default` marks those compared when none are named."""

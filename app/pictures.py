@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from PIL import Image
@@ -14,6 +15,8 @@ from app.errors import UserError
 from app.task import Cells
 
 NULL_NOTE = "Before retraining: dense, its pruned units turned off live."
+DRAWERS = ThreadPoolExecutor(4, thread_name_prefix="draw")
+"""Draw variants side by side."""
 MERGED_NOTE = "Fine white lines: edges of patches merged into one token."
 
 
@@ -31,14 +34,14 @@ def of_site(
     Raises:
         UserError: If there is no such site.
     """
-    pictures, scale = {}, burden_scale(burdens)
+    pictures, scale, pale = {}, burden_scale(burdens), render.pale_photo(crop)
     for key, cell in burdens.items():
         if site not in cell.site_names:
             raise UserError(f"unknown site {site!r}; available: {', '.join(cell.site_names)}")
         index, maps = cell.site_names.index(site), cell.shown(which)
         if maps is not None:
             groups = cell.outlines(which)[index]
-            pictures[key] = render.heatmap(crop, maps[index], scale, groups=groups)
+            pictures[key] = render.heatmap(crop, maps[index], scale, groups=groups, pale=pale)
     return pictures
 
 
@@ -63,16 +66,20 @@ def burden_legend(burdens: Mapping[str, BurdenMaps], which: Which) -> Image.Imag
 
 def with_pictures(crop: Image.Image, cells: Cells[AttributionMap]) -> Cells[AttributionMap]:
     """Maps with their pictures: attributions on one scale, differences on another."""
-    drawn: Cells[AttributionMap] = Cells(cells.failures)
     scale, differences = attribution_scale(cells), difference_scale(cells)
-    for key, cell in cells.items():
-        drawn[key] = replace(
+    pale = render.pale_photo(crop)
+
+    def draw(cell: AttributionMap) -> AttributionMap:
+        return replace(
             cell,
-            picture=render.heatmap(crop, cell.values, scale, groups=cell.groups),
+            picture=render.heatmap(crop, cell.values, scale, groups=cell.groups, pale=pale),
             difference_picture=None
             if cell.difference is None
-            else render.heatmap(crop, cell.difference, differences, groups=cell.groups),
+            else render.heatmap(crop, cell.difference, differences, groups=cell.groups, pale=pale),
         )
+
+    drawn: Cells[AttributionMap] = Cells(cells.failures)
+    drawn.update(zip(cells, DRAWERS.map(draw, cells.values()), strict=True))
     return drawn
 
 

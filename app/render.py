@@ -127,6 +127,7 @@ def heatmap(
     *,
     groups: np.ndarray | None = None,
     side: int = PICTURE_SIDE,
+    pale: Image.Image | None = None,
 ) -> Image.Image:
     """Values of patches over a photo.
 
@@ -137,14 +138,24 @@ def heatmap(
         groups: Which merged token carries each patch [rows, columns]; patches that share one are
             outlined.
         side: Width and height of the picture.
+        pale: `pale_photo(crop, side)`, where several pictures lie over the same photo; unchanged.
 
     Returns:
         RGB picture, side x side; every patch one block of colour.
     """
-    picture = _blend(_pale(crop, side), scale.shares(values), diverging=scale.diverging)
+    pale = pale or pale_photo(crop, side)
+    picture = _blend(pale, scale.shares(values), diverging=scale.diverging)
     if groups is not None:
         _outline(picture, groups)
     return picture
+
+
+def pale_photo(crop: Image.Image, side: int = PICTURE_SIDE, copies: int = 1) -> Image.Image:
+    """A photo in light grey, RGB, side x side, or several below each other; takes longer than the
+    colours over it."""
+    grey = crop.convert("L").resize((side, side), Image.Resampling.LANCZOS)
+    pale = grey.point([round(255 - 0.75 * (255 - level)) for level in range(256)])
+    return Image.fromarray(np.tile(np.asarray(pale), (copies, 1))).convert("RGB")
 
 
 def sheet(crop: Image.Image, maps: np.ndarray, names: Sequence[str], scale: Scale) -> Image.Image:
@@ -160,7 +171,7 @@ def sheet(crop: Image.Image, maps: np.ndarray, names: Sequence[str], scale: Scal
     page, side = page.copy(), TILE_SIDE
     # All below each other in one go: for small pictures, asking takes longer than painting.
     column = _blend(
-        _pale(crop, side, copies=len(names)),
+        pale_photo(crop, side, copies=len(names)),
         scale.shares(maps).reshape(-1, maps.shape[-1]),
         diverging=scale.diverging,
     )
@@ -211,13 +222,6 @@ def site_words(name: str) -> str:
     _, block, *part = name.split(".")
     words = {"attn": "attention", "mlp": "MLP"}
     return f"{int(block) + 1} {words.get(part[0], part[0])}" if part else f"layer {int(block) + 1}"
-
-
-def _pale(crop: Image.Image, side: int, copies: int = 1) -> Image.Image:
-    """A photo in light grey, RGB, side x side, or several below each other."""
-    grey = crop.convert("L").resize((side, side), Image.Resampling.LANCZOS)
-    pale = grey.point([round(255 - 0.75 * (255 - level)) for level in range(256)])
-    return Image.fromarray(np.tile(np.asarray(pale), (copies, 1))).convert("RGB")
 
 
 def _blend(pale: Image.Image, shares: np.ndarray, *, diverging: bool) -> Image.Image:

@@ -21,6 +21,7 @@ from app.gate import MEGABYTE, Gate, Guarded
 from app.journal import Journal
 from app.logs import log_call
 from app.metrics import Gauges, Metrics
+from app.outgoing import answer_quickly
 from app.readable import script
 from app.remote import fetch_within
 from app.service import Service
@@ -90,6 +91,7 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
     )
     Sessions(page, mounted)
     fetch_within(settings.max_upload_mb)
+    answer_quickly()
     explain_wrong_calls(mounted)
     # Mounting writes the page's config, which this one changes.
     first.start()

@@ -31,8 +31,8 @@ task render pictures parity agreement comparison service speeds schema readable 
 chart ablation_view in_short placeholders gallery flip_photo memory controls api tabs visit plot
 styles family ledger kept_units tradeoff load_history models_tab arms arm_plot study_view study_tab
 flips_view flips_tab shipped_view first_view permalink poster takeaway ui journal watch metrics gate
-remote wrong_calls stopping logs sweep sessions server answer_diff flatness load bench_server bench
-__main__
+remote outgoing wrong_calls stopping logs sweep sessions server answer_diff flatness load
+bench_server bench __main__
 """
 ORDER = {"nbcore": NBCORE.split(), "app": APP.split()}
 APP_MAY_READ = {

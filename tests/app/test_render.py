@@ -124,6 +124,17 @@ def test_the_legend_shows_the_colours_of_the_maps() -> None:
     assert np.asarray(legend(SIGNED, "a note")).shape[0] > np.asarray(legend(SIGNED)).shape[0]
 
 
+def test_pictures_over_one_pale_photo_are_the_same_and_leave_it_as_it_was() -> None:
+    rng = np.random.default_rng(0)
+    crop = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
+    pale = render.pale_photo(crop, 90)
+    before, groups = pale.tobytes(), np.array([[0, 0, 1], [2, 3, 4], [5, 6, 7]])
+    for values in rng.normal(size=(2, 3, 3)):
+        shared = heatmap(crop, values, SIGNED, side=90, groups=groups, pale=pale)
+        assert shared.tobytes() == heatmap(crop, values, SIGNED, side=90, groups=groups).tobytes()
+    assert pale.tobytes() == before
+
+
 def test_a_sheet_holds_the_same_maps_in_order() -> None:
     rng = np.random.default_rng(0)
     maps = rng.normal(size=(6, 4, 4))
