@@ -23,7 +23,7 @@ from app.service import BurdenMaps, Cells, Service
 logger = logging.getLogger(__name__)
 
 MEANWHILE = ThreadPoolExecutor(8, thread_name_prefix="meanwhile")
-"""Does one part of a comparison while another is computed."""
+"""On a GPU, measures and draws burdens while gradients are taken."""
 COMPUTE, QUICK = "compute", "quick"
 """Comparisons and attributions wait in one line, whether asked by the page or by the API, and
 predictions and burdens in another: they take a hundredth of the time, and would wait for places."""
@@ -189,16 +189,21 @@ class Endpoints:
             cells = self._service.burden(photo, ids)
             return cells, self._burdens(photo, cells)
 
-        # While gradients are taken, which on a GPU leaves the processor free.
-        burdens = MEANWHILE.submit(measured)
-        found = self._service.compare(
-            photo, ids, method, target, burdens=lambda: burdens.result()[0]
-        )
-        image = MEANWHILE.submit(schema.png, found.image)
+        if self._service.predictor.torch_device == "cpu":
+            # Side by side, both would ask for all cores and take longer than one after the other.
+            cells, drawn = measured()
+            found = self._service.compare(photo, ids, method, target, burdens=lambda: cells)
+        else:
+            beside = MEANWHILE.submit(measured)
+            found = self._service.compare(
+                photo, ids, method, target, burdens=lambda: beside.result()[0]
+            )
+            _, drawn = beside.result()
+        image = schema.PICTURES.submit(schema.png, found.image)
         return {
             "predictions": schema.by_id(found.predictions, schema.prediction_json),
             "attributions": schema.by_id(found.attributions, schema.attribution_json),
-            "burdens": burdens.result()[1],
+            "burdens": drawn,
             "differences": schema.by_id(found.differences, schema.difference_json),
             "failures": dict(found.failures),
             "image": image.result(),
