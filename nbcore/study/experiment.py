@@ -160,7 +160,8 @@ class Laboratory:
         return checkpoint.load_model(folder.parent, variant).to(self.device)
 
     def rehearse(self, arm: Arm) -> None:
-        """Train an arm for a few steps from random weights, so that its structure is compiled."""
+        """Train an arm for a few steps, so that its structure is compiled; from random weights if
+        there are no others yet."""
         steps = REHEARSAL_STEPS
         images = self.data.train.images
         count = min(len(images), steps * self.study.arm.batch_size)
@@ -173,7 +174,8 @@ class Laboratory:
         if arm.pruner in (DENSE, TWIN):
             self._train_from_scratch(arm, data, rehearsal=True)
         else:
-            state = build_model(self.dense_arch).to(self.device).state_dict()
+            start = self._shipped().model if self.study.fork else build_model(self.dense_arch)
+            state = start.to(self.device).state_dict()
             self._train_from_fork(arm, state, data, rehearsal=True)
 
     def fork(self, seed: int) -> Fork:
