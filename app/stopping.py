@@ -53,9 +53,7 @@ class FinishingServer(uvicorn.Server):
         return self._journal.running + self._gate.queued()
 
     async def _finished(self) -> bool:
-        """Whether everything ended in time."""
-        if not self._left() and not self._gate.streams:
-            return True
+        """Whether everything ended in time, and whoever asked had time to fetch it."""
         logger.info("stopping: %d calls are finished first", self._left())
         deadline, quiet_since = time.monotonic() + self._seconds, time.monotonic()
         while not self.force_exit and time.monotonic() < deadline:

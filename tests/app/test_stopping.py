@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import httpx
 import pytest
+import uvicorn
 from PIL import Image, ImageOps
 
+from app import stopping
 from app.answer_diff import deviation
 from nbcore.checkpoint import sha256_of
 from tests.app.processes import API, AppProcess, app_process
@@ -20,8 +24,8 @@ from tests.app.serving import example_path
 
 pytestmark = pytest.mark.slow
 RUNNING = "nb_calls_running"
-WAITING = 4
-"""Calls that take longer together than a server waits that only closes."""
+WAITING = 12
+"""Calls that take longer together than a server waits that only closes, however quick each is."""
 
 
 def begin_long_call(app: AppProcess) -> tuple[str, str]:
@@ -37,7 +41,9 @@ def test_sigterm_lets_calls_that_run_or_wait_end_and_be_fetched(
     options = ("--log-format", "json", "--concurrency", "1", "--stop-seconds", "120")
     with app_process(tiny_checkpoints, tmp_path, *options) as app:
         app.wait_until("nb_ready", 1)
-        calls = [begin_long_call(app) for _ in range(WAITING)]
+        photo = app.upload(example_path())
+        calls = [("compare", app.ask("compare", photo, method="occlusion")) for _ in range(WAITING)]
+        app.wait_until(RUNNING, 1)
         with ThreadPoolExecutor(WAITING) as pool:
             answers = [pool.submit(app.fetch, *call) for call in calls]
             app.process.send_signal(signal.SIGTERM)
@@ -60,6 +66,36 @@ def test_sigterm_lets_calls_that_run_or_wait_end_and_be_fetched(
         assert outcomes == ["answered"] * WAITING
         assert "turned_away" in [entry["outcome"] for entry in logged if entry["call"] == "gate"]
         assert example_path().stem not in app.said()
+
+
+@pytest.mark.parametrize("fetches", [(), (0.2,), (0.2, 0.4, 0.6)])
+def test_a_call_that_ended_just_before_the_stop_can_still_be_fetched(
+    fetches: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left to run; visitors hold a stream for 0.1 s each, begun at these seconds."""
+    monkeypatch.setattr(stopping, "FETCH_S", 0.3)
+    gate = Mock(streams=0, queued=lambda: 0)
+    server = stopping.FinishingServer(
+        uvicorn.Config(Mock()), gate=gate, journal=Mock(running=0), seconds=10
+    )
+
+    async def fetch(start: float) -> None:
+        await asyncio.sleep(start)
+        gate.streams += 1
+        await asyncio.sleep(0.1)
+        gate.streams -= 1
+
+    async def stop() -> float:
+        visitors = asyncio.gather(*map(fetch, fetches))
+        began = time.monotonic()
+        assert await server._finished()
+        stopped = time.monotonic()
+        assert visitors.done() or not fetches
+        await visitors
+        return stopped - began
+
+    # The last stream ends at its start + 0.1, and once more 0.3 s are left to whoever comes.
+    assert asyncio.run(stop()) >= max(fetches, default=-0.1) + 0.1 + 0.3 - 0.05
 
 
 def test_what_takes_longer_than_its_time_is_cut_off(tiny_checkpoints: Path, tmp_path: Path) -> None:
