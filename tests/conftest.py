@@ -8,11 +8,12 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 # Read while torch, huggingface_hub, gradio and matplotlib are imported, so set before any test is.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -38,6 +39,10 @@ BROWSER_FLAGS = (
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",
 )
+
+
+Maker = Callable[[Path], None]
+"""Fills a folder that does not exist yet."""
 
 
 class NetworkBlockedError(OSError):
@@ -131,7 +136,25 @@ def browser(chromium_executable: str | None) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Maker], Path]:
+    """Makes a folder on first use, once for all processes of a test run; read-only for tests."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def make(name: str, maker: Maker) -> Path:
+        folder = shared / name
+        with FileLock(shared / f"{name}.lock"):
+            if not folder.exists():
+                unfinished = tmp_path_factory.mktemp(name) / name
+                maker(unfinished)
+                unfinished.rename(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoints(made_once: Callable[[str, Maker], Path]) -> Path:
     """A checkpoint folder made by the real pipeline: recipe `shapes-quick` at one epoch per model.
 
     Read-only for tests: copy it (`shutil.copytree`) before changing anything.
@@ -143,24 +166,27 @@ def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from nbcore.pipeline import run_variant
     from nbcore.recipes import RECIPES
 
-    out = tmp_path_factory.mktemp("tiny") / "checkpoints"
-    for config in RECIPES["shapes-quick"]():
-        epochs = 3 if config.base is None else 1
-        config = replace(config, train=replace(config.train, epochs=((32, epochs),)))
-        assert run_variant(config, out, None, torch.device("cpu"), command="tests") == "exported"
-    return out
+    def make(folder: Path) -> None:
+        for config in RECIPES["shapes-quick"]():
+            epochs = 3 if config.base is None else 1
+            config = replace(config, train=replace(config.train, epochs=((32, epochs),)))
+            done = run_variant(config, folder, None, torch.device("cpu"), command="tests")
+            assert done == "exported"
+
+    return made_once("tiny-checkpoints", make)
 
 
 @pytest.fixture(scope="session")
-def asked_checkpoints(tiny_checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def asked_checkpoints(tiny_checkpoints: Path, made_once: Callable[[str, Maker], Path]) -> Path:
     """The same with answers of its variants on all test photos, 24 of them packed; read-only."""
     import torch
 
     from nbcore.flips import renew_flips
 
-    folder = tmp_path_factory.mktemp("asked") / "checkpoints"
-    shutil.copytree(tiny_checkpoints, folder)
-    work = folder.parent / "work"
-    device = torch.device("cpu")
-    renew_flips(folder, "shapes", data_dir=None, device=device, work_dir=work, num_photos=24)
-    return folder
+    def make(folder: Path) -> None:
+        shutil.copytree(tiny_checkpoints, folder)
+        work = folder.parent / "work"
+        device = torch.device("cpu")
+        renew_flips(folder, "shapes", data_dir=None, device=device, work_dir=work, num_photos=24)
+
+    return made_once("asked-checkpoints", make)

@@ -116,7 +116,8 @@ def _damage(variant: Variant, own: Answer, dense: Answer, targets: np.ndarray) -
 
 def _chances(lost: np.ndarray, *features: np.ndarray) -> np.ndarray:
     """Log odds of being lost, each by a fit without the photo's own fold."""
-    from statsmodels.api import Logit, add_constant
+    from statsmodels.discrete.discrete_model import Logit
+    from statsmodels.tools import add_constant
 
     columns = [(values - values.mean()) / (values.std() or 1.0) for values in features]
     design = add_constant(np.stack(columns, 1), has_constant="add")

@@ -17,9 +17,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 from scipy import stats
-from statsmodels.api import OLS, add_constant
+from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW
+from statsmodels.tools import add_constant
 
 from nbcore.study.grid import DENSE_PLUS, UNPRUNED, WEIGHTS, acting_without_removal
 

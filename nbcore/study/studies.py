@@ -346,7 +346,7 @@ def cifar10_smoke() -> StudyConfig:
     """
     train = TrainConfig(
         epochs=((32, 2),),
-        batch_size=64,
+        batch_size=48,
         lr=3e-3,
         warmup_epochs=0.5,
         mixup=0.0,
@@ -368,13 +368,13 @@ def cifar10_smoke() -> StudyConfig:
     return StudyConfig(
         name="cifar10-smoke",
         data=DataConfig(dataset="shapes", img_size=32, validation_share=0.2),
-        data_options={"n_train": 960, "n_test": 192},
+        data_options={"n_train": 480, "n_test": 192},
         model=ModelConfig(
             name="vit_tiny_patch16_224",
             kwargs=AVERAGED | {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4},
             stem="conv",
         ),
-        dense=replace(train, epochs=((32, 10),)),
+        dense=replace(train, epochs=((32, 8),)),
         arm=replace(train, lr=1e-3),
         prune=PruneConfig(pruner="taylor", macs_ratio=0.5, updates=4),
         mitigation_options={"token_merging": {"block": 1, "r": 4}},
