@@ -4,116 +4,20 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, get_args, get_origin
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import gradio as gr
-from gradio.utils import get_upload_folder
 from PIL import Image
 
-from app import gallery, schema, text
-from app.errors import UserError
+from app import gallery, schema
+from app.arguments import check_kind, in_plain_words, uploaded_path
 from app.flips import Query, find
-from app.service import BurdenMaps, Cells, Service
+from app.service import BurdenMaps, Service
 
-logger = logging.getLogger(__name__)
-
-MEANWHILE = ThreadPoolExecutor(8, thread_name_prefix="meanwhile")
-"""On a GPU, measures and draws burdens while gradients are taken."""
 COMPUTE, QUICK = "compute", "quick"
 """Comparisons and attributions wait in one line, whether asked by the page or by the API, and
 predictions and burdens in another: they take a hundredth of the time, and would wait for places."""
-
-
-def in_plain_words(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn`, whose `UserError` reaches the visitor and whose other errors reach only the log.
-
-    Args:
-        fn: A function, or a generator function as Gradio streams them.
-    """
-
-    def translated(error: Exception) -> gr.Error:
-        if isinstance(error, UserError):
-            return gr.Error(str(error), print_exception=False)
-        logger.error("%s failed", fn.__name__, exc_info=error)
-        return gr.Error(text.ERROR_GENERIC, print_exception=False)
-
-    if inspect.isgeneratorfunction(fn):
-
-        @functools.wraps(fn)
-        def steps(*args: Any, **kwargs: Any) -> Iterator[Any]:
-            try:
-                yield from fn(*args, **kwargs)
-            except Exception as error:
-                raise translated(error) from error
-
-        return steps
-
-    @functools.wraps(fn)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return fn(*args, **kwargs)
-        except Exception as error:
-            raise translated(error) from error
-
-    return call
-
-
-WORDS = {str: text.KIND_TEXT, list[str]: text.KIND_IDS, bool: text.KIND_FLAG}
-"""What is said of a parameter of this type. Numbers are checked where their range is known."""
-
-
-def check_kind(name: str, kind: Any, value: Any) -> None:
-    """Hold a value against its parameter's annotation.
-
-    Raises:
-        UserError: If it is of another type than one of `WORDS`.
-    """
-    if get_origin(kind) is UnionType:
-        kind = next(arg for arg in get_args(kind) if arg is not NoneType)
-    if kind not in WORDS or value is None:
-        return
-    if kind == list[str]:
-        right = isinstance(value, list) and all(isinstance(item, str) for item in value)
-    else:
-        right = isinstance(value, kind)
-    if not right and name == "variants":
-        raise UserError(text.ERROR_NO_LIST.format(variants=f"{value!r:.100}"))
-    if not right:
-        raise UserError(
-            text.ERROR_KIND.format(name=name, wanted=WORDS[kind], value=f"{value!r:.100}")
-        )
-
-
-def uploaded_path(image: Any) -> str:
-    """Path of a file that came in through the upload route.
-
-    Gradio passes on any `{"path": ...}` that lacks its file mark, so this is what keeps visitors
-    from naming other files of the server.
-
-    Args:
-        image: What Gradio hands to an event without preprocessing.
-
-    Raises:
-        UserError: If there is no image, or its path is not in the upload folder.
-    """
-    if image is None:
-        raise UserError(text.ERROR_NO_PHOTO)
-    path = image.get("path") if isinstance(image, Mapping) else None
-    if not isinstance(path, str) or not path:
-        raise UserError(text.ERROR_NOT_UPLOADED)
-    try:
-        inside = Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve())
-    except (OSError, RuntimeError, ValueError):
-        # No path at all, such as one that holds a NUL or half a character.
-        inside = False
-    if not inside:
-        raise UserError(text.ERROR_NOT_UPLOADED)
-    return path
 
 
 class Endpoints:
@@ -184,21 +88,14 @@ class Endpoints:
         """All of predict, attribute and burden, how each pruned variant differs from dense, and
         `image`, the crop that the models saw. `failures` says why part of a variant is missing."""
         photo, ids = self._seen(image, variants, remembered=True)
-
-        def measured() -> tuple[Cells[BurdenMaps], dict[str, schema.BurdenJson]]:
-            cells = self._service.burden(photo, ids)
-            return cells, self._burdens(photo, cells)
-
-        if self._service.predictor.torch_device == "cpu":
-            # Side by side, both would ask for all cores and take longer than one after the other.
-            cells, drawn = measured()
-            found = self._service.compare(photo, ids, method, target, burdens=lambda: cells)
-        else:
-            beside = MEANWHILE.submit(measured)
-            found = self._service.compare(
-                photo, ids, method, target, burdens=lambda: beside.result()[0]
-            )
-            _, drawn = beside.result()
+        drawn: dict[str, schema.BurdenJson] = {}
+        found = self._service.compare(
+            photo,
+            ids,
+            method,
+            target,
+            on_burdens=lambda cells: drawn.update(self._burdens(photo, cells)),
+        )
         image = schema.PICTURES.submit(schema.png, found.image)
         return {
             "predictions": schema.by_id(found.predictions, schema.prediction_json),

@@ -11,7 +11,7 @@ import numpy as np
 
 from app import flips_view
 from app import text_flips as text
-from app.api import in_plain_words
+from app.arguments import in_plain_words
 from app.controls import html
 from app.errors import UserError
 from app.flip_photo import open_packed

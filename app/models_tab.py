@@ -10,7 +10,7 @@ import gradio as gr
 
 from app import ledger
 from app import text_models as text
-from app.api import in_plain_words
+from app.arguments import in_plain_words
 from app.benches import Setting
 from app.controls import html
 from app.errors import UserError

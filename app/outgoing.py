@@ -51,14 +51,21 @@ def past_numbers_async(walk: Callable[..., Awaitable[Any]]) -> Callable[..., Awa
 
 
 def dumps(value: Any, **options: Any) -> str:
-    """JSON, where NaN and infinity are null; by the slower encoder where options are given or the
-    quick one has no word for a value."""
-    if not options:
-        try:
-            return orjson.dumps(value).decode()
-        except TypeError:
-            pass
-    return json.dumps(value, **options)
+    """JSON in one line of ASCII, as Gradio's own, but where NaN and infinity are null.
+
+    Args:
+        value: What Gradio sends.
+        options: Of `json.dumps`; with any, or with a value that orjson has no word for, that writes
+            all of it.
+    """
+    if options:
+        return json.dumps(value, **options)
+    try:
+        quick = orjson.dumps(value)
+    except TypeError:
+        return json.dumps(value)
+    # Readers of event streams may take U+2028 and its like for the end of a line.
+    return quick.decode() if quick.isascii() else json.dumps(orjson.loads(quick))
 
 
 def _are_numbers(value: Any) -> bool:

@@ -80,6 +80,9 @@ def integrate(logit: Logit, reference: Tensor, image: Tensor) -> PathIntegral:
         reference: Where the path starts [1, 3, S, S].
         image: Where it ends [1, 3, S, S].
 
+    Returns:
+        The integral, its values in double precision [1, 3, S, S].
+
     Source:
         Sundararajan et al., "Axiomatic Attribution for Deep Networks", arXiv:1703.01365. Differs
         in: the segments; within each, Boole's rule, whose gradients serve again in its halves.

@@ -48,7 +48,13 @@ def of_site(
 def sheets(
     crop: Image.Image, burdens: Mapping[str, BurdenMaps], which: Which
 ) -> dict[str, Image.Image]:
-    """All sites of each variant in one picture, on the scale of `of_site`."""
+    """All sites of each variant in one picture, on the scale of `of_site`.
+
+    Args:
+        crop: What the models saw.
+        burdens: Of one quantity.
+        which: As in `of_site`.
+    """
     scale = burden_scale(burdens)
     return {
         key: render.sheet(crop, maps, cell.site_names, scale)

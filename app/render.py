@@ -151,8 +151,14 @@ def heatmap(
 
 
 def pale_photo(crop: Image.Image, side: int = PICTURE_SIDE, copies: int = 1) -> Image.Image:
-    """A photo in light grey, RGB, side x side, or several below each other; takes longer than the
-    colours over it."""
+    """A photo in light grey, RGB, or several below each other; takes longer than the colours over
+    it.
+
+    Args:
+        crop: A photo, RGB, square.
+        side: Width, and height of each, in pixels.
+        copies: How many.
+    """
     grey = crop.convert("L").resize((side, side), Image.Resampling.LANCZOS)
     pale = grey.point([round(255 - 0.75 * (255 - level)) for level in range(256)])
     return Image.fromarray(np.tile(np.asarray(pale), (copies, 1))).convert("RGB")

@@ -19,6 +19,8 @@ from nbcore.answers import kind_of
 from nbcore.checkpoint import write_atomically
 
 WRITERS = ThreadPoolExecutor(4, thread_name_prefix="json")
+"""Write variants side by side. Each waits for its pictures, which therefore have a pool of their
+own: in one, those that wait could take all places of those that draw."""
 PICTURES = ThreadPoolExecutor(8, thread_name_prefix="png")
 """Write pictures side by side: each takes some ten milliseconds, and a comparison has nine."""
 

@@ -37,6 +37,9 @@ SESSIONS = 500
 """Open pages whose results are remembered; the oldest forgets first."""
 DRAWN_AT_ONCE = 2
 """Files to take away that are made at the same time: a picture takes a second of a core."""
+FURTHER_THREADS = 31
+"""For calls that are answered at once, such as /models. Odd, so that the sum is never 40, for which
+Gradio takes the pool of threads that reads all files."""
 SUMMARIES = {"GRADIO_ANALYTICS_MAX_EVENTS": "1", "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(2**62)}
 """After each call, Gradio sums up the last 10,000 for a page that nobody sees; /metrics counts."""
 
@@ -66,6 +69,8 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
     first = Beforehand(service, gallery.read_examples())
     page = build_page(service, files, first, concurrency=settings.concurrency)
     os.environ.update(SUMMARIES)
+    # Both lines at once, and what waits in none.
+    page.max_threads = 2 * settings.concurrency + FURTHER_THREADS
     page.queue(max_size=settings.queue_size, api_open=False)
     page.state_session_capacity = SESSIONS
     # Mounting leaves this False, and then a client may name any file of the server as its upload.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,8 @@ __all__ = [
 
 DEFAULT_METHOD = "integrated_gradients"
 NO_BASE_CLASS = "Its dense base cannot be used, so its own top class is explained."
+MEANWHILE = ThreadPoolExecutor(8, thread_name_prefix="meanwhile")
+"""On a GPU, measures burdens while gradients are taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,14 +255,8 @@ class Service:
             before_retraining: As in `predict`.
             task: Likewise.
         """
-        if method not in ATTRIBUTIONS:
-            raise UserError(f"unknown method {method!r}; available: {', '.join(ATTRIBUTIONS)}")
         task = task or self._task(image, variants)
-        classes = task.models[0].variant.classes
-        if target not in ("base", "own", *classes):
-            raise UserError(
-                f"unknown target {target!r}; available: base, own, {', '.join(classes)}"
-            )
+        _check_question(task, method, target)
 
         def one(model: Model) -> AttributionMap:
             return self._attribute(task, model, method, target, before_retraining)
@@ -336,24 +333,43 @@ class Service:
         method: str = DEFAULT_METHOD,
         target: str = "base",
         *,
-        burdens: Callable[[], Cells[BurdenMaps]] | None = None,
+        on_burdens: Callable[[Cells[BurdenMaps]], None] = lambda found: None,
     ) -> Comparison:
         """Predictions, attributions, burdens and the differences to dense, in one answer.
+
+        Burdens come first on a CPU and meanwhile on a GPU: side by side, both would ask for all
+        cores and take longer than one after the other.
 
         Args:
             image: From `load_image`.
             variants: Ids.
             method: As in `attribute`.
             target: Likewise.
-            burdens: What `burden` says of the same photo and variants, where somebody asks already.
+            on_burdens: Told the burdens as soon as they are there, in the thread that took them.
         """
         task = self._task(image, variants)
+        _check_question(task, method, target)
+
+        def measured() -> Cells[BurdenMaps]:
+            try:
+                found = self.burden(image, variants)
+            except NoAnswerError as error:
+                found = Cells(error.failures)
+            on_burdens(found)
+            return found
+
+        beside = MEANWHILE.submit(measured)
+        if self.predictor.torch_device == "cpu":
+            wait([beside])
         try:
             attributions = self.attribute(image, variants, method, target, task=task)
         except NoAnswerError as error:
             attributions = Cells(error.failures)
+        finally:
+            # Nothing goes on behind an answer, a refusal included.
+            wait([beside])
         predictions = self.predict(image, variants, task=task)
-        found_burdens = self.burden(image, variants) if burdens is None else burdens()
+        found_burdens = beside.result()
         differences = {}
         for model in task.models:
             found, dense = predictions.get(model.id), task.dense(model)
@@ -465,3 +481,16 @@ class Service:
             sha256=run.model.variant.files["onnx"].sha256,
             difference=difference_on(run.model, task.pixels, run.output, device, run.gate),
         )
+
+
+def _check_question(task: Task, method: str, target: str) -> None:
+    """Refuse what `attribute` has no answer to, before anything is computed.
+
+    Raises:
+        UserError: If the method or the target is not to be had.
+    """
+    if method not in ATTRIBUTIONS:
+        raise UserError(f"unknown method {method!r}; available: {', '.join(ATTRIBUTIONS)}")
+    classes = task.models[0].variant.classes
+    if target not in ("base", "own", *classes):
+        raise UserError(f"unknown target {target!r}; available: base, own, {', '.join(classes)}")

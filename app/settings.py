@@ -86,7 +86,8 @@ class Settings:
         metadata=_whole("comparisons at work at once, in turns, and as many predictions", 1, 64),
     )
     queue_size: int = field(
-        default=32, metadata=_whole("requests that may wait; more are told to come back", 1, 10_000)
+        default=32,
+        metadata=_whole("calls that may wait, of all kinds; more are told to come back", 1, 10_000),
     )
     max_upload_mb: float = field(
         default=20.0, metadata=_amount("largest file taken in, in MB", 1000)

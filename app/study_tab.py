@@ -11,7 +11,7 @@ import gradio as gr
 from app import study_view
 from app import text_study as text
 from app.amounts import percent
-from app.api import in_plain_words
+from app.arguments import in_plain_words
 from app.arm_plot import arm_plot, host_words
 from app.arms import ORDER, TEST_COLUMNS, Choice, measures_of
 from app.controls import html

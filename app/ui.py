@@ -14,7 +14,8 @@ from PIL import Image
 
 from app import flip_photo, flips_tab, gallery, markup, models_tab, study_tab, takeaway, text, visit
 from app.ablation_view import orders
-from app.api import Endpoints, in_plain_words, uploaded_path
+from app.api import Endpoints
+from app.arguments import in_plain_words, uploaded_path
 from app.catalog import default_ids
 from app.controls import (
     answer_controls,

@@ -28,11 +28,11 @@ errors heap settings text text_models text_study text_flips theme images crops a
 path_integral sites registry catalog flips zeros records timeline benches precision studies batches
 inference latency question gradients token_maps removal trust attribution quantities burden ablation
 task render pictures parity agreement comparison service speeds schema readable markup layer_maps
-chart ablation_view in_short placeholders gallery flip_photo memory controls api tabs visit plot
-styles family ledger kept_units tradeoff load_history models_tab arms arm_plot study_view study_tab
-flips_view flips_tab shipped_view first_view permalink poster takeaway ui journal watch metrics gate
-remote outgoing wrong_calls stopping logs sweep sessions server answer_diff flatness load
-bench_server bench __main__
+chart ablation_view in_short placeholders gallery flip_photo memory controls arguments api tabs
+visit plot styles family ledger kept_units tradeoff load_history models_tab arms arm_plot study_view
+study_tab flips_view flips_tab shipped_view first_view permalink poster takeaway ui journal watch
+metrics gate remote outgoing wrong_calls stopping logs sweep sessions server answer_diff flatness
+load bench_server bench __main__
 """
 ORDER = {"nbcore": NBCORE.split(), "app": APP.split()}
 APP_MAY_READ = {

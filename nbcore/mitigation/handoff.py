@@ -121,8 +121,13 @@ def handoff_matrix(covariance: Tensor, lost: Tensor, kept: Tensor, ridge: float)
         T [p, s].
 
     Raises:
-        ValueError: If the ridge is too small for the covariance's rounding errors.
+        ValueError: If the covariance is not finite, or the ridge too small for its rounding errors.
     """
+    if not covariance.isfinite().all():
+        raise ValueError(
+            "handoff: activations are not finite, so training has diverged; choose a smaller "
+            "learning rate"
+        )
     own = covariance[kept][:, kept]
     # Survivors without any variance predict nothing: T = 0, and not 0 / 0.
     scale = (ridge * own.diagonal().mean()).clamp_min(torch.finfo(own.dtype).tiny)

@@ -47,6 +47,7 @@ from nbcore.study.statistics import (
     values_by_seed,
 )
 from nbcore.study.verdicts import (
+    ALPHA,
     REFUTED,
     SUPPORTED,
     UNDECIDED,
@@ -165,6 +166,7 @@ def claims_on_relief(study: StudyConfig, runs: pd.DataFrame) -> list[Claim]:
         estimate = overall(table)
         part = complete_part(table)
         pruned = mean_over_seeds(gains(runs, name).loc[part.index, part.columns].mean(axis=1))
+        dense = _to_dense(runs, name, part.index)
         found.append(
             Claim(
                 topic="relief",
@@ -173,19 +175,20 @@ def claims_on_relief(study: StudyConfig, runs: pd.DataFrame) -> list[Claim]:
                 verdict=judge(estimate, study.small_effect),
                 numbers=f"difference in differences over {_extent(table)}: {points(estimate)}"
                 f"{_slight(estimate, study.small_effect)} (not corrected by Holm); to pruned "
-                f"models it adds {points(pruned)}, to the dense one {_to_dense(runs, name)}; "
+                f"models it adds {points(pruned)}, to the dense one {dense}; "
                 f"{_counted(table, study.small_effect)}{_on_weights(runs, name, both)}",
             )
         )
     return found
 
 
-def _to_dense(runs: pd.DataFrame, name: str) -> str:
+def _to_dense(runs: pd.DataFrame, name: str, seeds: pd.Index) -> str:
+    """What a mitigation adds to the dense model of these seeds, in words."""
     acting = acting_without_removal(name)
     if acting == "none":
         return "nothing, as it acts only when units leave"
     macs = relative_macs(runs, DENSE_PLUS, acting)
-    return f"{points(mean_over_seeds(dense_gain(runs, name)))}{_at(macs, 'its MACs')}"
+    return f"{points(mean_over_seeds(dense_gain(runs, name).loc[seeds]))}{_at(macs, 'its MACs')}"
 
 
 def claims_on_best(study: StudyConfig, runs: pd.DataFrame) -> list[Claim]:
@@ -326,7 +329,7 @@ def claims_on_burden(runs: pd.DataFrame, sites: pd.DataFrame) -> list[Claim]:
     hosts = by_host(excess)
     also = f", `{WEIGHTS}` included," if WEIGHTS in hosts else ""
     above = [host for host, e in hosts.items() if judge(e, USEFUL_BURDEN) == SUPPORTED]
-    below = [host for host, e in hosts.items() if e.n >= MIN_SEEDS and e.high < 0]
+    below = [h for h, e in hosts.items() if e.n >= MIN_SEEDS and e.high < 0 and not e.p >= ALPHA]
     criteria = [
         Claim(
             topic="burden",

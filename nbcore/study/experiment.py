@@ -304,8 +304,10 @@ class Laboratory:
         )
 
 
-def structure_of(study: StudyConfig, arm: Arm) -> str:
-    """Arms with the same answer run the same compiled code."""
+def structure_of(study: StudyConfig, arm: Arm) -> str | None:
+    """Arms with the same answer run the same compiled code; None for one that trains nothing."""
+    if arm.pruner == DENSE and study.fork:
+        return None
     if arm.pruner in (DENSE, TWIN):
         return f"{arm.pruner}-{arm.target_macs_ratio:g}"
     mitigation = create_mitigation(

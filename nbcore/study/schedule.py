@@ -30,14 +30,16 @@ class Schedule:
         self.deaths: dict[Task, int] = {}
         self.rehearsals: list[tuple[str, Arm]] = []
         self.rehearsing: dict[str, str] = {}
-        self._structure: Callable[[Arm], str] | None = None
+        self._structure: Callable[[Arm], str | None] | None = None
 
-    def rehearse_first(self, structure: Callable[[Arm], str]) -> None:
-        """Let one worker compile each structure before others need it."""
+    def rehearse_first(self, structure: Callable[[Arm], str | None]) -> None:
+        """Let one worker compile each structure before others need it; None is none."""
         found: dict[str, Arm] = {}
         for arm in self.waiting:
             with contextlib.suppress(ValueError):  # An impossible arm fails when it is run.
-                found.setdefault(structure(arm), arm)
+                name = structure(arm)
+                if name is not None:
+                    found.setdefault(name, arm)
         self.rehearsals = [*found.items()]
         self._structure = structure
 

@@ -28,6 +28,8 @@ CONFIDENCE = 0.95
 MIN_SEEDS = 3
 """With fewer seeds nothing is decided."""
 CELL = ["pruner", "target_macs_ratio"]
+ROUNDING = 1e-12
+"""Numbers of order one that differ by less are the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +54,10 @@ def mean_over_seeds(values: Sequence[float] | np.ndarray) -> Estimate:
     mean = float(values.mean())
     if len(values) < 2:
         return Estimate(mean=mean, n=len(values))
-    if np.ptp(values) == 0:
+    if np.ptp(values) <= ROUNDING:
         # No spread, no t: an exact tie is no evidence, an exact difference all there can be.
-        return Estimate(mean=mean, low=mean, high=mean, p=float(mean == 0), n=len(values))
+        p = float(abs(mean) <= ROUNDING)
+        return Estimate(mean=mean, low=mean, high=mean, p=p, n=len(values))
     described = DescrStatsW(values)
     low, high = described.tconfint_mean(alpha=1 - CONFIDENCE)
     p = described.ttest_mean(0.0)[1]
@@ -326,7 +329,7 @@ def _mean_correlation(table: pd.DataFrame, damage: str, control: str) -> Estimat
         [math.atanh(max(-0.999, min(0.999, r))) for r in found if not math.isnan(r)]
     )
     mean, low, high = (math.tanh(value) for value in (z.mean, z.low, z.high))
-    if z.low == z.high:
+    if math.isclose(z.low, z.high, rel_tol=0, abs_tol=1e-9):
         # The ranks of a few points come out alike with every seed, which is no certainty.
         return replace(z, mean=mean, low=math.nan, high=math.nan, p=math.nan)
     return replace(z, mean=mean, low=low, high=high)

@@ -1,7 +1,7 @@
 """Claims and the one rule that judges them.
 
-*Supported* if the interval excludes zero in the claimed direction (after Holm's correction where a
-claim is tested several times); *not supported* if the interval excludes every useful effect in that
+*Supported* if the interval excludes zero in the claimed direction (after Holm's correction where
+the estimate has such a p); *not supported* if it does not, and excludes every useful effect in that
 direction; *undecided* otherwise, and whenever there are fewer than three seeds.
 """
 

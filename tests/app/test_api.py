@@ -17,7 +17,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from app import text
-from app.api import in_plain_words, uploaded_path
+from app.arguments import in_plain_words, uploaded_path
 from app.errors import UserError
 from tests.app.folders import ids_by_mitigation
 from tests.app.serving import Served, broken_files, example_path, serve

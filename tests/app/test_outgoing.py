@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,12 +25,14 @@ VALUES: Any = st.recursive(
 
 
 @pytest.fixture
-def own_walks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gradio's own functions come back after the test."""
+def own_walks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Gradio's own functions; after the test all is as before, or the next app makes it so."""
     for name in ("traverse", "async_traverse"):
         walk = getattr(WALKS, name)
         monkeypatch.setattr(WALKS, name, getattr(walk, "__wrapped__", walk))
     monkeypatch.setattr(routes, "json", json)
+    answer_quickly.cache_clear()
+    yield
     answer_quickly.cache_clear()
 
 
@@ -50,13 +53,18 @@ def test_all_files_are_found_wherever_they_lie(value: Any) -> None:
 
 
 @given(VALUES)
-def test_json_reads_as_pythons_does(value: Any) -> None:
-    assert json.loads(dumps(value)) == value
+def test_json_reads_as_pythons_does_and_is_one_line(value: Any) -> None:
+    said = dumps(value)
+    assert json.loads(said) == value
+    assert said.isascii()
+    assert len(said.splitlines()) == 1
 
 
 def test_what_no_json_has_a_word_for_is_null() -> None:
     # Python's encoder writes NaN and Infinity, at which other readers stop.
     assert dumps([float("nan"), float("inf"), 1.0]) == "[null,null,1.0]"
+    # Some readers of event streams take U+2028 or U+0085 for the end of a line.
+    assert dumps(["a\u2028b\x85c", float("nan")]) == r'["a\u2028b\u0085c", null]'
 
 
 def test_what_the_quick_encoder_refuses_is_written_all_the_same() -> None:

@@ -9,12 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import httpx
 import pytest
 from fastapi.testclient import TestClient
 from starlette.routing import Mount
 
-from app.server import create_app
+from app.server import FURTHER_THREADS, create_app
 from app.service import Service
 from app.settings import Settings
 from app.takeaway import Takeaway
@@ -169,6 +170,9 @@ def test_queue_is_bounded_and_the_page_keeps_its_events_to_itself(tiny_checkpoin
     mounted = next(route.app for route in app.routes if isinstance(route, Mount))
     blocks = mounted.get_blocks()  # type: ignore[attr-defined]
     assert blocks._queue.max_size == 3
+    # Both lines full leave threads.
+    assert blocks.max_threads > 2 * settings.concurrency + 8
+    assert blocks._queue.max_thread_count == blocks.max_threads
     assert blocks.delete_cache == (3600, 3600)
     open_to_all = {
         fn.api_name: fn.concurrency_limit
@@ -185,6 +189,14 @@ def test_queue_is_bounded_and_the_page_keeps_its_events_to_itself(tiny_checkpoin
     assert lines["predict"] == lines["burden"] == "quick"
     page = [fn for fn in blocks.fns.values() if fn.api_visibility == "private"]
     assert "compute" in {fn.concurrency_id for fn in page}
+
+
+def test_no_setting_makes_calls_wait_for_the_threads_that_read_files() -> None:
+    for concurrency in range(1, 65):
+        blocks = gr.Blocks()
+        blocks.max_threads = 2 * concurrency + FURTHER_THREADS
+        blocks.create_limiter()
+        assert blocks.limiter is not None
 
 
 def test_pyplot_is_whole_before_anything_is_served() -> None:

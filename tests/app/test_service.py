@@ -307,6 +307,56 @@ def test_a_method_that_fails_everywhere_leaves_the_other_answers(
         service.attribute(photo, two, "saliency")
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("question", [("magic", "base"), ("saliency", "nonsense")])
+def test_a_comparison_that_is_refused_measures_nothing(
+    device: str,
+    question: tuple[str, str],
+    service: Service,
+    photo: Image.Image,
+    ids: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(service.predictor, "torch_device", device)
+    monkeypatch.setattr(service, "burden", lambda *_: asked.append("burden"))
+    with pytest.raises(UserError, match=f"unknown .*{question[0]}|unknown .*{question[1]}"):
+        service.compare(photo, [ids["none"]], *question)
+    assert asked == []
+
+
+def test_nothing_goes_on_behind_a_comparison_that_fails(
+    service: Service, photo: Image.Image, ids: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on a GPU, where burdens are measured while gradients are taken.
+    began, ended = threading.Event(), threading.Event()
+
+    def burden(*_: object) -> object:
+        began.set()
+        ended.wait(0.3)
+        ended.set()
+        return {}
+
+    def attribute(*_: object, **__: object) -> object:
+        began.wait(30)
+        raise RuntimeError("planted")
+
+    for name, own in (("burden", burden), ("attribute", attribute)):
+        monkeypatch.setattr(service, name, own)
+    monkeypatch.setattr(service.predictor, "torch_device", "cuda")
+    with pytest.raises(RuntimeError, match="planted"):
+        service.compare(photo, [ids["none"]], "saliency")
+    assert ended.is_set()
+
+
+def test_burdens_are_told_as_soon_as_they_are_there(
+    service: Service, photo: Image.Image, ids: dict[str, str]
+) -> None:
+    told: list[object] = []
+    found = service.compare(photo, [ids["none"]], "saliency", on_burdens=told.append)
+    assert told == [found.burdens]
+
+
 def test_pictures_of_one_call_share_a_scale(
     service: Service, photo: Image.Image, ids: dict[str, str]
 ) -> None:

@@ -72,6 +72,14 @@ def test_ridge_that_rounding_swallows_is_refused_with_advice() -> None:
         handoff_matrix(covariance, torch.tensor([2]), torch.tensor([0, 1]), 1e-12)
 
 
+@pytest.mark.parametrize("unit", [0, 2])
+def test_diverged_training_is_named_whether_survivors_or_lost_are_not_finite(unit: int) -> None:
+    covariance = torch.eye(3, dtype=torch.float64)
+    covariance[unit, unit] = torch.nan
+    with pytest.raises(ValueError, match="not finite, so training has diverged; choose a smaller"):
+        handoff_matrix(covariance, torch.tensor([2]), torch.tensor([0, 1]), 1e-2)
+
+
 @torch.no_grad()
 def repeat_neurons(model: PrunableViT) -> None:
     """Neurons 1 and 2 of the first MLP do as neuron 0, and neuron 3 is a constant."""

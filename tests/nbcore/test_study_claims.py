@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -308,6 +310,23 @@ def test_relief_tells_what_both_models_gain(tmp_path: Path) -> None:
     assert "to the dense one nothing, as it acts only when units leave" in acts
 
 
+def test_relief_is_what_pruned_models_gain_less_what_the_dense_one_does(tmp_path: Path) -> None:
+    # One more seed of the dense model alone, which merging harms far more there.
+    study = grid()
+    write_tables(study, World(cost=dict.fromkeys(COST, 0.0), noise=0.0), tmp_path)
+    runs, sites, _ = read_frames(tmp_path)
+    merged = runs["mitigation"] == "token_merging"
+    dense = runs["pruner"] == DENSE_PLUS
+    runs.loc[merged & dense, "top1"] -= 0.01
+    runs.loc[merged & dense & (runs["seed"] == 4), "top1"] -= 0.2
+    runs = runs[dense | ~merged | (runs["seed"] != 4)]
+    numbers = claim_of(all_claims(study, runs, sites), "`token_merging` relieves").numbers
+    found = [float(value) for value in re.findall(r"([+-][\d.]+) points", numbers)]
+    difference, pruned, plus = found[:3]
+    assert plus == -1.0
+    assert difference == pytest.approx(pruned - plus, abs=0.011)
+
+
 def test_a_claim_on_three_hosts_says_where_there_are_fewer(tmp_path: Path) -> None:
     told = "2 hosts are too few to decide"
     assert told in claim_of(with_weights(tmp_path), "recovers", "to 0.1 costs").numbers
@@ -324,6 +343,12 @@ def test_ranks_that_agree_in_all_seeds_are_no_certainty(tmp_path: Path) -> None:
     same = damage_correlation(pd.concat([alike.assign(seed=seed) for seed in range(3)]))
     assert same.mean == pytest.approx(damage_correlation(alike).mean)
     assert number(same) == f"{same.mean:.2f} (n = 3, no interval)"
+    # Hosts that change places within a budget move the last bit of a correlation.
+    places = [alike.sample(frac=1, random_state=seed).assign(seed=seed) for seed in range(5)]
+    found = [damage_correlation(own).mean for own in places]
+    assert len(set(found)) > 1
+    assert np.ptp(found) < 1e-12
+    assert math.isnan(damage_correlation(pd.concat(places)).low)
 
 
 def test_rows_are_read_in_the_order_of_the_grid(tmp_path: Path) -> None:

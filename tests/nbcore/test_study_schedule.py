@@ -99,7 +99,7 @@ def by_mitigation(a: Arm) -> str:
     return a.mitigation
 
 
-def rehearsing(structure: Callable[[Arm], str]) -> Schedule:
+def rehearsing(structure: Callable[[Arm], str | None]) -> Schedule:
     arms = [arm(), arm("random"), arm(mitigation="handoff"), arm(mitigation="impossible")]
     schedule = Schedule(arms, {D0, P0})
     schedule.rehearse_first(structure)
@@ -120,6 +120,14 @@ def test_each_structure_is_rehearsed_once_and_waited_for() -> None:
     schedule.succeeded(plain)
     assert schedule.next() == run(arm())
     assert schedule.done == {D0, P0}
+
+
+def test_what_trains_nothing_is_not_rehearsed_and_waits_for_nobody() -> None:
+    schedule = rehearsing(lambda a: None if a.pruner == "random" else by_mitigation(a))
+    first = schedule.next()
+    assert first == Task(kind="rehearsal", arm=arm())
+    assert schedule.next() == Task(kind="rehearsal", arm=arm(mitigation="handoff"))
+    assert schedule.next() == run(arm("random"))
 
 
 def test_a_rehearsal_that_fails_stops_no_run() -> None:
