@@ -329,7 +329,7 @@ def _mean_correlation(table: pd.DataFrame, damage: str, control: str) -> Estimat
         [math.atanh(max(-0.999, min(0.999, r))) for r in found if not math.isnan(r)]
     )
     mean, low, high = (math.tanh(value) for value in (z.mean, z.low, z.high))
-    if math.isclose(z.low, z.high, rel_tol=0, abs_tol=1e-9):
+    if z.low == z.high:
         # The ranks of a few points come out alike with every seed, which is no certainty.
         return replace(z, mean=mean, low=math.nan, high=math.nan, p=math.nan)
     return replace(z, mean=mean, low=low, high=high)
