@@ -358,18 +358,23 @@ class Service:
             on_burdens(found)
             return found
 
-        beside = MEANWHILE.submit(measured)
+        def attributed() -> Cells[AttributionMap]:
+            try:
+                return self.attribute(image, variants, method, target, task=task)
+            except NoAnswerError as error:
+                return Cells(error.failures)
+
         if self.predictor.torch_device == "cpu":
-            wait([beside])
-        try:
-            attributions = self.attribute(image, variants, method, target, task=task)
-        except NoAnswerError as error:
-            attributions = Cells(error.failures)
-        finally:
-            # Nothing goes on behind an answer, a refusal included.
-            wait([beside])
+            found_burdens, attributions = measured(), attributed()
+        else:
+            beside = MEANWHILE.submit(measured)
+            try:
+                attributions = attributed()
+            finally:
+                # Nothing goes on behind an answer, a refusal included.
+                wait([beside])
+            found_burdens = beside.result()
         predictions = self.predict(image, variants, task=task)
-        found_burdens = beside.result()
         differences = {}
         for model in task.models:
             found, dense = predictions.get(model.id), task.dense(model)
