@@ -25,6 +25,7 @@ from app.question import Found, Question
 from app.registry import Model
 from app.service import AttributionMap, Prediction, Service, TopClass
 from app.settings import Settings
+from app.task import Cells
 from app.trust import Served, removal_scores
 from app.turns import GRADIENTS
 from nbcore.checkpoint import Variant, read_manifest
@@ -347,6 +348,29 @@ def test_nothing_goes_on_behind_a_comparison_that_fails(
     with pytest.raises(RuntimeError, match="planted"):
         service.compare(photo, [ids["none"]], "saliency")
     assert ended.is_set()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_burdens_are_measured_beside_gradients_on_a_gpu_only(
+    device: str,
+    service: Service,
+    photo: Image.Image,
+    ids: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def burden(*_: object) -> Cells[object]:
+        threads.append(threading.current_thread())
+        return Cells({"of": "burden"})
+
+    monkeypatch.setattr(service, "burden", burden)
+    monkeypatch.setattr(service, "attribute", lambda *_, **__: Cells({"of": "attribution"}))
+    monkeypatch.setattr(service.predictor, "torch_device", device)
+    found = service.compare(photo, [ids["none"]], "saliency")
+    assert found.failures == {"of": "burden"}
+    assert list(found.predictions) == [ids["none"]]
+    assert (threads == [threading.current_thread()]) == (device == "cpu")
 
 
 def test_burdens_are_told_as_soon_as_they_are_there(
