@@ -121,7 +121,7 @@ def _opening(study: StudyConfig, facts: Sequence[str]) -> Iterator[str]:
     yield ""
     yield (
         "Written by `python -m nbcore study "
-        f"{study.name} --report` from `runs.csv`, `sites.csv` and `history.csv`; do not edit."
+        f"{study.name} --report` from `runs.csv`, `sites.csv` and `history.csv.gz`; do not edit."
     )
     yield ""
     yield from (f"- {fact}" for fact in facts)
@@ -162,7 +162,7 @@ def _facts(study: StudyConfig, runs: pd.DataFrame) -> Iterator[str]:
         "several runs at a time."
     )
     yield f"Devices: {_listed(sorted(set(runs['device'])))}."
-    yield f"Commits: {_listed(sorted(set(runs['commit'])))}."
+    yield f"Commits: {_listed(sorted({commit[:12] for commit in runs['commit']}))}."
     if not study.settings:  # What serves to choose shows no test figure.
         yield from _accuracies(study, runs)
     yield from study.notes

@@ -92,7 +92,7 @@ def whole_sites(model: Any) -> list[int]:
 
 
 def history_rows(arm: Arm, history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of `history.csv`: the loads of a training as it went on, of whole sites and of single
+    """Rows of `history.csv.gz`: the loads of a training as it went on, of whole sites and of single
     units (root of the mean square over the survivors), averaged over sites of a kind."""
     return [
         {

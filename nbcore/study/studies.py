@@ -142,7 +142,7 @@ def cifar10_four_layer() -> StudyConfig:
     """A four-layer ViT on CIFAR-10, the setting of arXiv:2407.16716: eight hosts, nine mitigations.
 
     Command: python -m nbcore study cifar10-four-layer --data DIR
-    Time: 3 s of one H200 for an arm, 14 s for a dense model, 9 s for a twin, eight at a time; 266
+    Time: 3 s of one H200 for an arm, 14 s for a dense model, 9 s for a twin, eight at a time; 480
         of 533 runs so far.
     Expected: the report in `checkpoints/study/cifar10-four-layer`.
     """
@@ -242,7 +242,7 @@ def imagenette_vit_tiny() -> StudyConfig:
 
     Command: python -m nbcore study imagenette-vit-tiny --data DIR --workers 10
     Time: 5 s of one H200 for an arm, ten at a time (with more the memory of 140 GB may not do);
-        103 of 225 runs so far.
+        133 of 225 runs so far.
     Expected: the report in `checkpoints/study/imagenette-vit-tiny`.
     """
     dense, first, *_ = RECIPES["imagenette-vit-tiny"]()
@@ -278,10 +278,11 @@ def imagenette_vit_tiny() -> StudyConfig:
             "in `imagenette-tuning`, on a seed of its own.",
             "Seeds 3 and 4 were added to the grid after a report on seeds 0 to 2 at 0.25 had been "
             "read; none of their runs is in the tables yet.",
-            "The dense model and the same trained on (`none`) were run again for seeds 0 to 2, as "
-            "files that later arms read had been lost. With their first rows (in the history of "
-            "`runs.csv`) all verdicts are the same but three: that `published`, "
-            "`token_merging+handoff` and the best relieve pruning is undecided there.",
+            "The dense model and the same trained on (`none`) were run three times for seeds 0 to 2, "
+            "as files that later arms read had been lost; the last rows count, the others are in the "
+            "history of `runs.csv`. With the second all verdicts are the same but two: that "
+            "`published` and the best relieve pruning is supported there. With the first all are "
+            "the same but one: that `token_merging+handoff` does is undecided there.",
         ),
         command="python -m nbcore study imagenette-vit-tiny --data DIR",
     )

@@ -7,8 +7,10 @@ it has a row there.
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,13 +101,15 @@ class Table:
         Raises:
             ValueError: If a row lacks a column or has one too many.
         """
-        if not rows:
-            return
         for row in rows:
             if set(row) != set(self.columns):
                 raise ValueError(
                     f"{self.path.name}: a row has columns {sorted(row)}, needs {self.columns}"
                 )
+        if rows:
+            self._add(rows)
+
+    def _add(self, rows: Sequence[Row]) -> None:
         text = self._text(rows)
         if not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -171,6 +175,42 @@ class Table:
         return buffer.getvalue()
 
 
+class PackedTable(Table):
+    """A .csv.gz file, written anew with every addition: a sixth of the size, and never torn.
+
+    Rows of a .csv beside it, which an earlier version wrote, are taken over.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        super().__init__(path, columns)
+        self._plain = Table(path.with_suffix(""), columns)
+
+    def _add(self, rows: Sequence[Row]) -> None:
+        self.replace([*self.read(), *rows])
+
+    def read(self) -> list[dict[str, str]]:
+        return super().read() if self.path.exists() else self._plain.read()
+
+    def mend(self) -> None:
+        """Take over what an earlier version wrote: unpacked, or without some of the columns."""
+        plain = self._plain.path.exists()
+        if plain or (self.path.exists() and not self._whole().startswith(self._header())):
+            self.replace(self.read())
+
+    def replace(self, rows: Sequence[Row]) -> None:
+        text = self._header() + self._text(rows)
+        write_atomically(self.path, gzip.compress(text.encode(), mtime=0))
+        self._plain.path.unlink(missing_ok=True)
+
+    def _whole(self) -> str:
+        try:
+            return gzip.decompress(self.path.read_bytes()).decode("utf-8")
+        except (EOFError, OSError, zlib.error) as error:
+            raise ValueError(
+                f"{self.path} is damaged ({error}); bring it back or move it away"
+            ) from error
+
+
 class StudyTables:
     """The three tables of a study: runs, sites, history."""
 
@@ -178,7 +218,7 @@ class StudyTables:
         self.folder = folder
         self.runs = Table(folder / "runs.csv", RUN_COLUMNS)
         self.sites = Table(folder / "sites.csv", SITE_COLUMNS)
-        self.history = Table(folder / "history.csv", HISTORY_COLUMNS)
+        self.history = PackedTable(folder / "history.csv.gz", HISTORY_COLUMNS)
 
     def add(self, run: Row, sites: Sequence[Row], history: Sequence[Row]) -> None:
         """Record a finished run; its row in `runs.csv` comes last and makes it finished."""

@@ -45,7 +45,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def copy_tables(source: Path, target: Path) -> StudyTables:
-    for name in ("runs.csv", "sites.csv", "history.csv"):
+    for name in ("runs.csv", "sites.csv", "history.csv.gz"):
         (target / name).write_bytes((source / name).read_bytes())
     return StudyTables(target)
 

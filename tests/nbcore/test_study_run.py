@@ -88,7 +88,7 @@ def test_what_is_done_is_not_done_again(
 ) -> None:
     monkeypatch.setattr(runner, "_drive", None)
     assert run_here(tiny_study(), copy).finished == len(tiny_study().arms())
-    for name in ("runs.csv", "sites.csv", "history.csv"):
+    for name in ("runs.csv", "sites.csv", "history.csv.gz"):
         assert (copy / "out" / name).read_bytes() == (finished / "out" / name).read_bytes()
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from nbcore.study.tables import (
     HISTORY_COLUMNS,
     RUN_COLUMNS,
     SITE_COLUMNS,
+    PackedTable,
     StudyTables,
     Table,
     read_frames,
@@ -100,6 +103,44 @@ def test_a_row_with_other_columns_is_refused(table: Table, row: dict[str, str]) 
     assert table.read() == ROWS
 
 
+def test_a_packed_table_is_read_as_it_was_written(tmp_path: Path) -> None:
+    table = PackedTable(tmp_path / "deep" / "table.csv.gz", COLUMNS)
+    table.append(ROWS[:1])
+    first = table.path.read_bytes()
+    table.append(ROWS[1:])
+    table.mend()
+    assert table.read() == ROWS
+    assert pd.read_csv(table.path, dtype=str).to_dict("records") == ROWS
+    table.replace(ROWS[:1])
+    assert table.path.read_bytes() == first  # No time of writing in it.
+    assert [path.name for path in table.path.parent.iterdir()] == ["table.csv.gz"]
+
+
+def test_a_packed_table_takes_over_an_unpacked_one(tmp_path: Path, table: Table) -> None:
+    """With the columns that it lacks, and without the row that a kill tore."""
+    table.path.write_bytes(table.path.read_bytes() + b"half,")
+    packed = PackedTable(table.path.with_suffix(".csv.gz"), (*COLUMNS, "cost"))
+    expected = [row | {"cost": ""} for row in ROWS]
+    assert packed.read() == expected
+    packed.mend()
+    packed.mend()
+    assert packed.read() == expected
+    assert not table.path.exists()
+    widened = PackedTable(packed.path, (*packed.columns, "more"))
+    widened.mend()
+    assert gzip.decompress(packed.path.read_bytes()).startswith(b"name,value,cost,more\n")
+    assert widened.read() == [row | {"more": ""} for row in expected]
+
+
+@pytest.mark.parametrize("harm", [slice(-9), slice(9), slice(1, None)])
+def test_a_damaged_packed_table_is_refused(tmp_path: Path, harm: slice) -> None:
+    table = PackedTable(tmp_path / "table.csv.gz", COLUMNS)
+    table.append(ROWS)
+    table.path.write_bytes(table.path.read_bytes()[harm])
+    with pytest.raises(ValueError, match=r"table\.csv\.gz is damaged .*; bring it back"):
+        table.read()
+
+
 def test_what_unfinished_runs_left_is_dropped(tmp_path: Path) -> None:
     tables = StudyTables(tmp_path)
     tables.add(*rows_of(0))
@@ -122,7 +163,7 @@ def test_a_run_is_recorded_last_where_it_counts(
     order: list[str] = []
     monkeypatch.setattr(Table, "append", lambda self, rows: order.append(self.path.stem))
     StudyTables(tmp_path).add(*rows_of(0))
-    assert order == ["history", "sites", "runs"]
+    assert order == ["history.csv", "sites", "runs"]
 
 
 def test_frames_know_numbers_and_what_is_undefined(tmp_path: Path) -> None:
