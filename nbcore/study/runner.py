@@ -90,6 +90,7 @@ def run_study(
             context = (study, data_dir, work_dir)
             with tqdm(total=len(arms), initial=len(arms) - len(waiting), unit="run") as bar:
                 _drive(schedule, context, devices, workers, deadline, tables, failures, bar)
+            tables.history.mend()
     return Progress(
         finished=sum(arm in schedule.done for arm in arms),
         total=len(arms),

@@ -276,10 +276,10 @@ def imagenette_vit_tiny() -> StudyConfig:
             "Seeds 3 and 4 were added to the grid after a report on seeds 0 to 2 at 0.25 had been "
             "read; none of their runs is in the tables yet.",
             "The dense model and the same trained on (`none`) were run three times for seeds 0 to "
-            "2, as files that later arms read had been lost; the last rows count, the others are "
-            "in the history of `runs.csv`. With the second all verdicts are the same but two: that "
-            "`published` and the best relieve pruning is supported there. With the first all are "
-            "the same but one: that `token_merging+handoff` does is undecided there.",
+            "2, as files that later arms read had been lost; the last rows count. With the second "
+            "(`runs.csv` of commit 4ec95ce) all verdicts are the same but two: that `published` "
+            "and the best relieve pruning is supported there. With the first (bddc742) all are the "
+            "same but one: that `token_merging+handoff` does is undecided there.",
         ),
         command="python -m nbcore study imagenette-vit-tiny --data DIR",
     )

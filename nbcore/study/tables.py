@@ -101,15 +101,13 @@ class Table:
         Raises:
             ValueError: If a row lacks a column or has one too many.
         """
+        if not rows:
+            return
         for row in rows:
             if set(row) != set(self.columns):
                 raise ValueError(
                     f"{self.path.name}: a row has columns {sorted(row)}, needs {self.columns}"
                 )
-        if rows:
-            self._add(rows)
-
-    def _add(self, rows: Sequence[Row]) -> None:
         text = self._text(rows)
         if not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -176,31 +174,32 @@ class Table:
 
 
 class PackedTable(Table):
-    """A .csv.gz file, written anew with every addition: a sixth of the size, and never torn.
-
-    Rows of a .csv beside it, which an earlier version wrote, are taken over.
-    """
+    """A .csv.gz file, a quarter of the size. Rows that are added wait in a .csv beside it, which a
+    kill can only cost its last row, until `mend` packs them."""
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         super().__init__(path, columns)
-        self._plain = Table(path.with_suffix(""), columns)
+        self._added = Table(path.with_suffix(""), columns)
 
-    def _add(self, rows: Sequence[Row]) -> None:
-        self.replace([*self.read(), *rows])
+    def append(self, rows: Sequence[Row]) -> None:
+        self._added.append(rows)
 
     def read(self) -> list[dict[str, str]]:
-        return super().read() if self.path.exists() else self._plain.read()
+        packed, added = super().read(), self._added.read()
+        # A kill between packing and unlinking leaves rows in both.
+        known = {tuple(row.values()) for row in packed} if added else set()
+        return packed + [row for row in added if tuple(row.values()) not in known]
 
     def mend(self) -> None:
-        """Take over what an earlier version wrote: unpacked, or without some of the columns."""
-        plain = self._plain.path.exists()
-        if plain or (self.path.exists() and not self._whole().startswith(self._header())):
+        """Pack what was added, and add columns that an earlier version did not write."""
+        old = self.path.exists() and not self._whole().startswith(self._header())
+        if old or self._added.path.exists():
             self.replace(self.read())
 
     def replace(self, rows: Sequence[Row]) -> None:
         text = self._header() + self._text(rows)
         write_atomically(self.path, gzip.compress(text.encode(), mtime=0))
-        self._plain.path.unlink(missing_ok=True)
+        self._added.path.unlink(missing_ok=True)
 
     def _whole(self) -> str:
         try:

@@ -54,7 +54,7 @@ def write_tables(study: StudyConfig, world: World, folder: Path, *, seed: int = 
         runs.append(run)
         sites += own
         history += _history(arm, rng)
-    tables.history.append(history)
+    tables.history.replace(history)
     tables.sites.append(sites)
     tables.runs.append(runs)
 

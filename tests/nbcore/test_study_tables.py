@@ -103,47 +103,63 @@ def test_a_row_with_other_columns_is_refused(table: Table, row: dict[str, str]) 
     assert table.read() == ROWS
 
 
-def test_a_packed_table_is_read_as_it_was_written(tmp_path: Path) -> None:
-    table = PackedTable(tmp_path / "deep" / "table.csv.gz", COLUMNS)
-    table.append(ROWS[:1])
-    first = table.path.read_bytes()
-    table.append(ROWS[1:])
-    table.mend()
-    assert table.read() == ROWS
-    assert pd.read_csv(table.path, dtype=str).to_dict("records") == ROWS
-    table.replace(ROWS[:1])
-    assert table.path.read_bytes() == first  # No time of writing in it.
-    assert [path.name for path in table.path.parent.iterdir()] == ["table.csv.gz"]
+@pytest.fixture
+def packed(table: Table) -> PackedTable:
+    """Rows that were added, or that an earlier version left, beside no packed ones yet."""
+    return PackedTable(table.path.with_suffix(".csv.gz"), COLUMNS)
 
 
-def test_a_packed_table_takes_over_an_unpacked_one(tmp_path: Path, table: Table) -> None:
-    """With the columns that it lacks, and without the row that a kill tore."""
-    table.path.write_bytes(table.path.read_bytes() + b"half,")
-    packed = PackedTable(table.path.with_suffix(".csv.gz"), (*COLUMNS, "cost"))
-    expected = [row | {"cost": ""} for row in ROWS]
-    assert packed.read() == expected
+def test_a_packed_table_is_read_before_and_after_packing(table: Table, packed: PackedTable) -> None:
+    assert packed.read() == ROWS
     packed.mend()
+    first = packed.path.read_bytes()
+    assert packed.read() == pd.read_csv(packed.path, dtype=str).to_dict("records") == ROWS
+    packed.append([{"name": "c", "value": "3"}])
+    assert packed.path.read_bytes() == first
+    assert packed.read() == [*ROWS, {"name": "c", "value": "3"}]
     packed.mend()
-    assert packed.read() == expected
+    assert [path.name for path in packed.path.parent.iterdir()] == ["table.csv.gz"]
+    assert packed.read() == [*ROWS, {"name": "c", "value": "3"}]
+    packed.replace(ROWS)
+    assert first[4:8] == bytes(4)  # No time of writing in it.
+    assert packed.path.read_bytes() == first
+
+
+def test_no_kill_costs_a_packed_table_a_row_or_doubles_one(
+    table: Table, packed: PackedTable
+) -> None:
+    """Killed while a row was added, and between packing and unlinking what is packed."""
+    added = table.path.read_bytes()
+    table.path.write_bytes(added + b"half,")
+    packed.mend()
+    assert packed.read() == ROWS
+    table.path.write_bytes(added)
+    assert packed.read() == ROWS
+    packed.mend()
+    assert packed.read() == ROWS
     assert not table.path.exists()
-    widened = PackedTable(packed.path, (*packed.columns, "more"))
-    widened.mend()
-    assert gzip.decompress(packed.path.read_bytes()).startswith(b"name,value,cost,more\n")
-    assert widened.read() == [row | {"more": ""} for row in expected]
+
+
+def test_a_packed_table_of_an_earlier_version_gets_its_new_columns(packed: PackedTable) -> None:
+    packed.mend()
+    newer = PackedTable(packed.path, (*COLUMNS, "cost"))
+    newer.mend()
+    assert gzip.decompress(newer.path.read_bytes()).startswith(b"name,value,cost\n")
+    assert newer.read() == [row | {"cost": ""} for row in ROWS]
 
 
 @pytest.mark.parametrize("harm", [slice(-9), slice(9), slice(1, None)])
-def test_a_damaged_packed_table_is_refused(tmp_path: Path, harm: slice) -> None:
-    table = PackedTable(tmp_path / "table.csv.gz", COLUMNS)
-    table.append(ROWS)
-    table.path.write_bytes(table.path.read_bytes()[harm])
+def test_a_damaged_packed_table_is_refused(packed: PackedTable, harm: slice) -> None:
+    packed.mend()
+    packed.path.write_bytes(packed.path.read_bytes()[harm])
     with pytest.raises(ValueError, match=r"table\.csv\.gz is damaged .*; bring it back"):
-        table.read()
+        packed.read()
 
 
 def test_what_unfinished_runs_left_is_dropped(tmp_path: Path) -> None:
     tables = StudyTables(tmp_path)
     tables.add(*rows_of(0))
+    tables.mend()
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     # Killed before its row in runs.csv was whole: seed 1 is unfinished.
     run, sites, history = rows_of(1)
@@ -161,9 +177,9 @@ def test_a_run_is_recorded_last_where_it_counts(
 ) -> None:
     """If writing stops anywhere, the run has no row and is done again."""
     order: list[str] = []
-    monkeypatch.setattr(Table, "append", lambda self, rows: order.append(self.path.stem))
+    monkeypatch.setattr(Table, "append", lambda self, rows: order.append(self.path.name))
     StudyTables(tmp_path).add(*rows_of(0))
-    assert order == ["history.csv", "sites", "runs"]
+    assert order == ["history.csv", "sites.csv", "runs.csv"]
 
 
 def test_frames_know_numbers_and_what_is_undefined(tmp_path: Path) -> None:
