@@ -18,6 +18,7 @@ from nbcore.config import (
     RunConfig,
     TeacherConfig,
     TrainConfig,
+    used_options,
 )
 from nbcore.registry import Registry
 
@@ -50,14 +51,15 @@ def arm_of(
     Args:
         runs: Of a recipe.
         pruner: The host.
-        mitigation: Parts joined by "+"; they take the settings that the recipe has for them.
+        mitigation: Parts joined by "+"; they take the settings that the recipe has for them, and
+            their defaults for what its own runs are without.
         macs_ratio: MACs of the compact model over those of the dense one.
     """
     dense, first, *_ = runs
     assert first.prune is not None
     known: dict[str, Any] = {}
     for config in runs:
-        known |= config.prune.mitigation_options if config.prune else {}
+        known |= used_options(config.prune.mitigation_options) if config.prune else {}
     parts = {p for part in mitigation.split("+") for p in NAMED_PARTS.get(part, (part,))}
     prune = replace(
         first.prune,
@@ -153,6 +155,10 @@ def compared(
     return tuple(runs)
 
 
+UNLIMITED: dict[str, Any] = {"returns": None}
+"""Options of `persistent_dynamic` in what is shipped and in the studies: any number of units may
+return at a choice. The limit, now its default, came later."""
+
 PHOTO_OPTIONS: dict[str, dict[str, Any]] = {
     "token_merging": {"block": 2, "r": 98},
     "persistent_dynamic": {"fade": 12, "margin": 1.0},
@@ -160,6 +166,9 @@ PHOTO_OPTIONS: dict[str, dict[str, Any]] = {
     "distillation": {"weight": 4.0, "temperature": 2.0},
 }
 """As chosen in `imagenette-tuning` on validation photos, among what both hosts tried."""
+SHIPPED_PHOTO_OPTIONS = PHOTO_OPTIONS | {
+    "persistent_dynamic": PHOTO_OPTIONS["persistent_dynamic"] | UNLIMITED
+}
 
 
 def _photo_arm(dense: TrainConfig) -> TrainConfig:
@@ -236,7 +245,7 @@ def imagenette_vit_tiny() -> tuple[RunConfig, ...]:
         dense,
         _photo_arm(dense.train),
         PHOTO_PRUNING,
-        PHOTO_OPTIONS,
+        SHIPPED_PHOTO_OPTIONS,
         (("taylor", 0.25), ("s2vite", 0.25), ("magnitude", 0.25), ("taylor", 0.5)),
     )
 
@@ -303,7 +312,7 @@ def _four_layer(
     options: dict[str, dict[str, Any]] = {
         "token_merging": {"block": 1, "r": (img_size // patch_size) ** 2 // 4 * 2},
         # A gate that opens more slowly than masks change is never open.
-        "persistent_dynamic": {"fade": fade, "margin": 1.0},
+        "persistent_dynamic": {"fade": fade, "margin": 1.0, **UNLIMITED},
         "handoff": {"ridge": 0.3},
         "distillation": {"weight": 2.0, "temperature": 2.0},
     }

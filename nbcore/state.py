@@ -196,7 +196,7 @@ def new_state(
     if pruner is not None:
         mitigation.check_host(pruner)
         if mitigation.regrows:
-            pruner.allow_regrowth(mitigation.margin)
+            pruner.allow_regrowth(mitigation.margin, mitigation.returns)
         model.set_keep(torch.ones(model.num_units, device=device))
     forward = training_forward(
         model, with_blocks=mitigation.wants_blocks, compiled=device.type == "cuda"

@@ -53,6 +53,8 @@ class Mitigation:
     """Steps over which the gate of a returning unit opens; all parts of a composition know it."""
     margin = 0.0
     """By how much of its own size the score of a kept unit is raised when units may return."""
+    returns: float | None = None
+    """How many units may return at the first choice, as a share of those kept; None: no limit."""
     stands_for: tuple[str, ...] = ()
     """Names of the parts that a name is short for."""
 
@@ -145,6 +147,8 @@ class Composition(Mitigation):
         self.regrows = any(part.regrows for part in parts)
         self.fade_steps = max(part.fade_steps for part in parts)
         self.margin = max(part.margin for part in parts)
+        limits = [part.returns for part in parts if part.returns is not None]
+        self.returns = min(limits, default=None)
         for part in parts:
             part.regrows, part.fade_steps = self.regrows, self.fade_steps
         taught = [p for p in parts if isinstance(p, Taught) and p.teacher.given is None]

@@ -36,7 +36,7 @@ class PersistentDynamic(Mitigation):
 
     regrows = True
 
-    def __init__(self, *, fade: int = 10, margin: float = 0.2) -> None:
+    def __init__(self, *, fade: int = 10, margin: float = 0.2, returns: float | None = 0.1) -> None:
         """Choose how units return.
 
         Args:
@@ -45,13 +45,22 @@ class PersistentDynamic(Mitigation):
                 train with gates that are never open.
             margin: By how much of its own size a kept unit's score is raised when units are
                 ranked; 0 ranks all alike.
+            returns: How many units may return at the first choice, as a share of those of their
+                kind that are kept (for `weights`, of the weights of a matrix); falls along a cosine
+                to none at the last choice. None sets no limit.
         """
         if fade < 0 or margin < 0:
             raise ValueError(
                 f"persistent_dynamic needs fade >= 0 and margin >= 0, got {fade} and {margin}"
             )
+        if returns is not None and not 0 < returns <= 1:
+            raise ValueError(
+                "persistent_dynamic needs returns in (0, 1], a share of the kept units, or None "
+                f"for no limit, got {returns}"
+            )
         self.fade_steps = fade
         self.margin = margin
+        self.returns = returns
 
     def check_host(self, host: Pruner | PrunerFactory) -> None:
         fault = "ranks units in a fixed order"

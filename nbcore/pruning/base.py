@@ -44,13 +44,16 @@ class Pruner(Protocol):
     def attach(self, batches: LabelledBatches) -> None:
         """Called once, before the first step; for hosts that look at gradients of their own."""
 
-    def allow_regrowth(self, margin: float = 0.0) -> None:
+    def allow_regrowth(self, margin: float = 0.0, returns: float | None = None) -> None:
         """Called before training if a mitigation lets units return: choose among all units, also
         at the budget's refresh steps.
 
         Args:
             margin: By how much of its own size the score of a kept unit is raised in a choice, so
                 that units of about equal worth do not change places for ever.
+            returns: How many units may return at the first choice, as a share of those of their
+                kind that are kept; falls to none at the last choice (`Budget.cooling`). None sets
+                no limit.
 
         Raises:
             ValueError: If the host cannot, with the reason.
@@ -128,14 +131,36 @@ class BasePruner:
         self.generator = generator
         self.regrows = False
         self.margin = 0.0
+        self.returns: float | None = None
         self.num_units = [site.num_units for site in model.sites]
         self.keep = torch.ones(model.num_units, dtype=torch.bool, device=model.keep.device)
 
     def attach(self, batches: LabelledBatches) -> None:
         pass
 
-    def allow_regrowth(self, margin: float = 0.0) -> None:
-        self.regrows, self.margin = True, margin
+    def allow_regrowth(self, margin: float = 0.0, returns: float | None = None) -> None:
+        self.regrows, self.margin, self.returns = True, margin, returns
+
+    def candidates(self, scores: Tensor, step: int) -> Tensor:
+        """Units that a choice at a step may keep, where removed ones may return: those kept and, of
+        each kind, the best of the others up to the limit [U].
+
+        Args:
+            scores: Importance of every unit, larger is better [U].
+            step: One of the budget's steps.
+        """
+        if self.returns is None:
+            return torch.ones_like(self.keep)
+        share = self.returns * self.budget.cooling(step)
+        candidates = self.keep.clone()
+        for kind in ("heads", "neurons"):
+            own = torch.cat(
+                [torch.full((s.num_units,), s.kind == kind) for s in self.model.sites]
+            ).to(self.keep.device)
+            resting = (own & ~self.keep).nonzero()[:, 0]
+            order = torch.argsort(scores[resting], descending=True, stable=True)
+            candidates[resting[order[: int(share * (own & self.keep).sum())]]] = True
+        return candidates
 
     def set_quota(self, quota: Quota) -> None:
         raise ValueError(f"host {type(self).__name__} does not share out removals between sites")

@@ -57,12 +57,13 @@ class S2ViTEPruner(BasePruner):
     def attach(self, batches: LabelledBatches) -> None:
         self.batches = batches
 
-    def allow_regrowth(self, margin: float = 0.0) -> None:
-        if margin:
+    def allow_regrowth(self, margin: float = 0.0, returns: float | None = None) -> None:
+        if margin or returns is not None:
             logger.info(
-                "host s2vite exchanges units by its own rule; the margin %g of those kept is not "
+                "host s2vite exchanges units by its own rule; margin %g and returns %s are not "
                 "used",
                 margin,
+                returns,
             )
 
     def set_quota(self, quota: Quota) -> None:

@@ -39,8 +39,8 @@ class ScheduledPruner(BasePruner):
         scores = self.scores().detach()
         if self.regrows:
             scores = scores + self.margin * scores.abs() * self.keep
+        alive = self.candidates(scores, step) if self.regrows else self.keep
         scores = scores.cpu()
-        alive = torch.ones_like(self.keep) if self.regrows else self.keep
         if self.quota is None:
             return self.change(allocate(scores, alive, sites, macs, allowed))
         sizes = self._sizes(scores, self.quota().double().cpu(), allowed)

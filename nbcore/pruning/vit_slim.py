@@ -75,10 +75,10 @@ class ViTSlimPruner(BasePruner):
         if step not in cuts:
             return None
         size = self.gates.detach()[0].abs()
-        size = (size + self.margin * size * self.keep).cpu()
+        size += self.margin * size * self.keep
         allowed = int(self.budget.macs_ratio * self.budget.dense_macs)
-        everything = torch.ones(len(size), dtype=torch.bool)
-        keep = allocate(size, everything, self.model.sites, self.budget.macs, allowed)
+        alive = self.candidates(size, step)
+        keep = allocate(size, alive, self.model.sites, self.budget.macs, allowed)
         present = self.keep
         changed = self.change(keep)
         if step == cuts[-1]:

@@ -64,8 +64,8 @@ class WDPruningPruner(BasePruner):
         per_site = [c * n for c, n in zip(budget.macs.per_unit, self.num_units, strict=True)]
         self.costs = torch.tensor(per_site, device=device) / budget.dense_macs
 
-    def allow_regrowth(self, margin: float = 0.0) -> None:
-        self.revises, self.margin = True, margin
+    def allow_regrowth(self, margin: float = 0.0, returns: float | None = None) -> None:
+        self.revises, self.margin, self.returns = True, margin, returns
 
     def set_quota(self, quota: Quota) -> None:
         raise ValueError(
@@ -103,10 +103,11 @@ class WDPruningPruner(BasePruner):
         if step not in (*self.budget.steps, *refresh):
             return None
         self.frozen = step == (*self.budget.steps, *refresh)[-1]
-        keep = self._learned()
+        alive = self.candidates(self.scores.detach(), step).cpu()
+        keep = self._learned(alive)
         spent = self.budget.macs.total([int(keep[s.units].sum()) for s in self.model.sites])
         within = spent <= self.budget.macs_ratio * self.budget.dense_macs
-        return self.change(self._cut() if within or step >= self.budget.steps[-1] else keep)
+        return self.change(self._cut(alive) if within or step >= self.budget.steps[-1] else keep)
 
     def _ranks(self) -> list[Tensor]:
         """Units of each site, best first, positions among all units."""
@@ -117,27 +118,29 @@ class WDPruningPruner(BasePruner):
             for site in self.model.sites
         ]
 
-    def _learned(self) -> Tensor:
-        """The mask that scores and thresholds ask for [U]."""
+    def _learned(self, alive: Tensor) -> Tensor:
+        """The mask that scores and thresholds ask for of the units that may be kept [U]."""
         keep = torch.zeros(self.model.num_units, dtype=torch.bool)
         shares = self.thresholds.detach().double().sigmoid().tolist()
         for site, share, ranked in zip(self.model.sites, shares, self._ranks(), strict=True):
+            ranked = ranked[alive[ranked]]
             count = math.ceil(share * site.num_units)
             if site.kind == "neurons":
-                count = max(1, round(count / NEURON_GROUP)) * NEURON_GROUP
+                most = len(ranked) // NEURON_GROUP
+                count = min(max(1, round(count / NEURON_GROUP)), most) * NEURON_GROUP
             keep[ranked[:count]] = True
         return keep
 
-    def _cut(self) -> Tensor:
-        """The mask at the budget, all thresholds moved together [U]."""
+    def _cut(self, alive: Tensor) -> Tensor:
+        """The mask at the budget of the units that may be kept, all thresholds moved together
+        [U]."""
         worth = torch.zeros(self.model.num_units, dtype=torch.float64)
         thresholds = self.thresholds.detach().double().tolist()
         for threshold, ranked in zip(thresholds, self._ranks(), strict=True):
             position = (torch.arange(len(ranked), dtype=torch.float64) + 0.5) / len(ranked)
             worth[ranked] = threshold - position.logit()
         allowed = int(self.budget.macs_ratio * self.budget.dense_macs)
-        everything = torch.ones(len(worth), dtype=torch.bool)
-        return allocate(worth, everything, self.model.sites, self.budget.macs, allowed)
+        return allocate(worth, alive, self.model.sites, self.budget.macs, allowed)
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {

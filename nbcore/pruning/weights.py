@@ -45,8 +45,8 @@ class WeightsPruner(BasePruner):
         """Copy that is trained on where weights may return; None otherwise, and once masks are
         frozen."""
 
-    def allow_regrowth(self, margin: float = 0.0) -> None:
-        self.margin = margin
+    def allow_regrowth(self, margin: float = 0.0, returns: float | None = None) -> None:
+        self.margin, self.returns = margin, returns
         self.dense = [matrix.detach().clone() for matrix in self.matrices]
 
     def set_quota(self, quota: Quota) -> None:
@@ -81,7 +81,9 @@ class WeightsPruner(BasePruner):
                 ]
             else:
                 self.masks = [
-                    largest(weight * (1 + self.margin * mask), share)
+                    largest(
+                        weight * (1 + self.margin * mask), share, self._open(weight, mask, step)
+                    )
                     for weight, mask in zip(self.dense, self.masks, strict=True)
                 ]
         if self.dense is not None:
@@ -90,6 +92,13 @@ class WeightsPruner(BasePruner):
         if step == (*self.budget.steps, *self.budget.refresh)[-1]:
             self.dense = None
         return self.keep if chosen else None
+
+    def _open(self, weight: Tensor, mask: Tensor, step: int) -> Tensor | None:
+        """One where a weight may stay or return at a step; None means everywhere."""
+        if self.returns is None:
+            return None
+        share = self.returns * self.budget.cooling(step) * float(mask.mean())
+        return mask + largest(weight, share, 1 - mask) * (1 - mask)
 
     def record(self) -> dict[str, float]:
         """The budget: the share of block weights kept (`macs_ratio` counts whole units)."""

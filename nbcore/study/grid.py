@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from nbcore.config import DataConfig, ModelConfig, PruneConfig, TrainConfig
+from nbcore.config import DataConfig, ModelConfig, PruneConfig, TrainConfig, used_options
 
 DENSE, DENSE_PLUS, TWIN = "dense", "dense_plus", "twin"
 """Not pruned: the fork, the fork trained on as long as the arms, a small model from scratch."""
@@ -193,9 +193,11 @@ class StudyConfig:
         }
         if arm.pruner != DENSE:
             decides["train"] = asdict(self.arm_config(arm))
-            decides["options"] = self.options_of(arm.mitigation)
+            decides["options"] = used_options(self.options_of(arm.mitigation))
         if arm.pruner not in UNPRUNED:
-            decides["prune"] = asdict(self.prune_config(arm))
+            prune = asdict(self.prune_config(arm))
+            prune["mitigation_options"] = used_options(prune["mitigation_options"])
+            decides["prune"] = prune
         text = json.dumps(decides, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 

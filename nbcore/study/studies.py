@@ -10,7 +10,14 @@ from dataclasses import replace
 from typing import Any
 
 from nbcore.config import DataConfig, ModelConfig, PruneConfig, TrainConfig
-from nbcore.recipes import AVERAGED, BEST, PHOTO_OPTIONS, PHOTO_PRUNING, RECIPES
+from nbcore.recipes import (
+    AVERAGED,
+    BEST,
+    PHOTO_PRUNING,
+    RECIPES,
+    SHIPPED_PHOTO_OPTIONS,
+    UNLIMITED,
+)
 from nbcore.registry import Registry
 from nbcore.study.grid import DENSE_PLUS, TWIN, WEIGHTS, Block, StudyConfig, Wave
 
@@ -86,7 +93,7 @@ def _four_layer(
         prune=PruneConfig(pruner="taylor", macs_ratio=0.5, updates=12),
         mitigation_options={
             "token_merging": {"block": 1, "r": num_patches // 4},
-            "persistent_dynamic": {"fade": 18},
+            "persistent_dynamic": {"fade": 18, **UNLIMITED},
         },
         waves=waves,
         choice_seeds=(0,),
@@ -118,7 +125,7 @@ def _tuned(study: StudyConfig) -> StudyConfig:
         notes=(*study.notes, *notes),
         mitigation_options={
             "token_merging": {"block": 1, "r": 2 * merging["r"]},
-            "persistent_dynamic": {"fade": fade, "margin": 1.0},
+            "persistent_dynamic": {"fade": fade, "margin": 1.0, **UNLIMITED},
             "handoff": {"ridge": 0.3},
             "distillation": {"weight": 2.0, "temperature": 2.0},
         },
@@ -196,7 +203,7 @@ def cifar10_tuning() -> StudyConfig:
             {"block": 2, "r": 32},
         ],
         "persistent_dynamic": [
-            {"fade": fade, "margin": margin}
+            {"fade": fade, "margin": margin, **UNLIMITED}
             for fade, margin in ((18, 0.2), (18, 1.0), (18, 4.0), (0, 1.0), (54, 1.0))
         ],
         "handoff": [{"ridge": ridge} for ridge in (1e-3, 1e-2, 0.1, 0.3, 1.0)],
@@ -261,7 +268,7 @@ def imagenette_vit_tiny() -> StudyConfig:
         fork=f"checkpoints/{dense.id}",
         arm=replace(first.train, epochs=((160, 8), (224, 4)), ema_decay=0.995),
         prune=PHOTO_PRUNING,
-        mitigation_options=PHOTO_OPTIONS,
+        mitigation_options=SHIPPED_PHOTO_OPTIONS,
         waves=(
             Wave(seeds=first_seeds, blocks=core),
             *(Wave(seeds=first_seeds, blocks=(block,)) for block in later),
@@ -314,7 +321,7 @@ def imagenette_tuning() -> StudyConfig:
         ],
         "handoff": [{"ridge": ridge} for ridge in (0.3, 0.1, 1.0, 0.03)],
         "persistent_dynamic": [
-            {"fade": fade, "margin": margin}
+            {"fade": fade, "margin": margin, **UNLIMITED}
             for fade, margin in ((12, 1.0), (0, 1.0), (36, 1.0), (12, 0.2))
         ],
     }

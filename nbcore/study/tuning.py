@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from nbcore.config import used_options
 from nbcore.study.grid import StudyConfig
 from nbcore.study.statistics import CELL
 
@@ -22,6 +23,7 @@ def trials(study: StudyConfig, runs: pd.DataFrame) -> pd.DataFrame:
         over its cells), chosen (of the complete ones; of equals the first).
     """
     rows = []
+    used = used_options(study.settings)
     for name in dict.fromkeys(setting.partition("@")[0] for setting in study.settings):
         own = [setting for setting in study.settings if setting.partition("@")[0] == name]
         tried = runs[runs["mitigation"].isin(own)]
@@ -34,7 +36,7 @@ def trials(study: StudyConfig, runs: pd.DataFrame) -> pd.DataFrame:
                 {
                     "mitigation": name,
                     "setting": setting,
-                    "options": ", ".join(f"{k} {v:g}" for k, v in study.settings[setting].items()),
+                    "options": ", ".join(f"{k} {v:g}" for k, v in used[setting].items()),
                     "cells": int(has.sum()),
                     "complete": bool(has.all()),
                     "val_loss": means["val_loss", setting].mean(),

@@ -19,7 +19,7 @@ from tests.nbcore.runs import CPU, TRAIN, dense_model, shapes
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "token_merging": {"block": 1, "r": 4},
-    "persistent_dynamic": {"fade": 3, "margin": 0.0},
+    "persistent_dynamic": {"fade": 3, "margin": 0.0, "returns": None},
     "homeostasis": {"every": 2},
 }
 """Of mitigations whose defaults do not fit a training of sixteen steps."""

@@ -3,6 +3,8 @@ end."""
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -25,9 +27,11 @@ SEARCH, LAST = range(5, 13), 12
 """Steps at which masks may change, and the last of them."""
 
 
-def watched(fade: int = 0, margin: float = 0.0) -> tuple[Watcher, TrainResult]:
+def watched(
+    fade: int = 0, margin: float = 0.0, returns: float | None = None
+) -> tuple[Watcher, TrainResult]:
     watcher = Watcher()
-    parts = [PersistentDynamic(fade=fade, margin=margin), watcher]
+    parts = [PersistentDynamic(fade=fade, margin=margin, returns=returns), watcher]
     result, budget = train_mitigated(Composition(parts))
     counts = [int(result.keep[site.units].sum()) for site in result.model.sites]
     assert budget.macs.total(counts) <= budget.macs_ratio * budget.dense_macs
@@ -91,20 +95,33 @@ def test_margin_protects_those_that_are_kept() -> None:
     assert returns(0.0) > returns(1e6) == 0
 
 
-def test_fade_and_margin_reach_trainer_and_host() -> None:
-    told: list[float] = []
+def test_limit_of_returns_falls_to_none_at_the_last_choice() -> None:
+    watcher, _ = watched(returns=0.3)
+    came = {step: len(units) for step, units in watcher.regained.items()}
+    free = {step: len(units) for step, units in watched()[0].regained.items()}
+    assert 0 < sum(came.values()) < sum(free.values()) / 2
+    assert came.get(LAST, 0) == 0 < free[LAST]
+    gates = torch.stack(watcher.gates) > 0
+    for step, count in came.items():
+        if count:
+            cooling = (1 + math.cos(math.pi * (step - SEARCH[0]) / (LAST - SEARCH[0]))) / 2
+            assert count <= 0.3 * cooling * int(gates[step - 2].sum())
+
+
+def test_fade_margin_and_limit_reach_trainer_and_host() -> None:
+    told: list[tuple[float, float | None]] = []
 
     class Host(TaylorPruner):
-        def allow_regrowth(self, margin: float = 0.0) -> None:
-            told.append(margin)
-            super().allow_regrowth(margin)
+        def allow_regrowth(self, margin: float = 0.0, returns: float | None = None) -> None:
+            told.append((margin, returns))
+            super().allow_regrowth(margin, returns)
 
     train_mitigated("none", pruner=Host)
     assert told == []
-    train_mitigated(PersistentDynamic(fade=2, margin=0.5), pruner=Host)
-    options = {"persistent_dynamic": {"fade": 4}}
+    train_mitigated(PersistentDynamic(fade=2, margin=0.5, returns=None), pruner=Host)
+    options = {"persistent_dynamic": {"fade": 4, "returns": 0.4}}
     train_mitigated(create_mitigation("handoff+persistent_dynamic", options), pruner=Host)
-    assert told == [0.5, 0.2]
+    assert told == [(0.5, None), (0.2, 0.4)]
 
 
 def test_gates_that_could_not_open_before_the_end_are_refused_at_the_start() -> None:
@@ -114,7 +131,8 @@ def test_gates_that_could_not_open_before_the_end_are_refused_at_the_start() -> 
         train_mitigated(Composition([PersistentDynamic(fade=5), watcher]))
     assert not watcher.gates
     watcher = Watcher()
-    result, _ = train_mitigated(Composition([PersistentDynamic(fade=4), watcher]))
+    late = PersistentDynamic(fade=4, returns=None)
+    result, _ = train_mitigated(Composition([late, watcher]))
     assert watcher.regained[12]
     assert torch.equal(watcher.gates[-1], result.keep.float()), "the last ones just open"
     train_mitigated(PersistentDynamic(fade=5), pruner="weights")  # single weights have no gates
@@ -174,3 +192,9 @@ def test_published_takes_the_options_of_its_parts() -> None:
 def test_impossible_options_are_refused(fade: int, margin: float) -> None:
     with pytest.raises(ValueError, match=f"margin >= 0, got {fade} and {margin}"):
         PersistentDynamic(fade=fade, margin=margin)
+
+
+@pytest.mark.parametrize("returns", [0.0, -0.1, 1.5, float("nan")])
+def test_impossible_limits_are_refused(returns: float) -> None:
+    with pytest.raises(ValueError, match=r"returns in \(0, 1\].* None for no limit, got"):
+        PersistentDynamic(returns=returns)

@@ -310,6 +310,39 @@ def test_margin_spares_units_from_changing_places() -> None:
         assert bool((pruner.keep & ~before).any()) == returns
 
 
+def test_choices_cool_from_all_to_nothing() -> None:
+    _, budget = fixed_pruner(refresh=(4, 5))
+    assert [budget.cooling(step) for step in (1, 3, 5)] == pytest.approx([1.0, 0.5, 0.0])
+    _, budget = fixed_pruner(steps=(1,))
+    assert budget.cooling(1) == 1.0
+
+
+def test_returns_are_limited_and_the_best_of_them_come() -> None:
+    pruner, budget = fixed_pruner(refresh=(4, 5, 6))
+    pruner.allow_regrowth(returns=0.4)
+    for step in (1, 2, 3):
+        pruner.after_step(step)
+    neurons = torch.cat(
+        [torch.full((s.num_units,), s.kind == "neurons") for s in pruner.model.sites]
+    )
+    for step in (4, 5, 6):
+        before = pruner.keep.clone()
+        # What rests is worth more than all that is kept, each unit something else.
+        values = torch.rand(len(before), generator=torch.Generator().manual_seed(step))
+        pruner.values = torch.where(before, values, 2 + values)
+        pruner.after_step(step)
+        back = pruner.keep & ~before
+        # 12 heads and 128 neurons are kept.
+        for own, kept in ((~neurons, 12), (neurons, 128)):
+            assert int((pruner.keep & own).sum()) == kept
+            resting = (own & ~before).nonzero()[:, 0]
+            order = torch.argsort(pruner.values[resting], descending=True)
+            best = resting[order[: int(kept * 0.4 * budget.cooling(step))]]
+            assert back[best].all()
+            assert int((back & own).sum()) == len(best)
+        assert bool(back.any()) == (step < 6), "none at the last choice"
+
+
 def test_without_returns_there_are_no_choices_at_refresh_steps() -> None:
     pruner, _ = fixed_pruner(refresh=(4,))
     for step in (1, 2, 3):

@@ -33,8 +33,10 @@ REFRESH = (11, 13)
 class Record(Mitigation):
     """Sees every step of a training, and stops it where it is told."""
 
-    def __init__(self, *, regrows: bool = False, stop_at: int | None = None) -> None:
-        self.regrows, self.stop_at = regrows, stop_at
+    def __init__(
+        self, *, regrows: bool = False, returns: float | None = None, stop_at: int | None = None
+    ) -> None:
+        self.regrows, self.returns, self.stop_at = regrows, returns, stop_at
         self.fade_steps = 2 if regrows else 0
         self.margin = 0.05 if regrows else 0.0
         self.seen: dict[int, Tensor] = {}
@@ -116,7 +118,7 @@ class Stillness(Record):
         self.rest: dict[tuple[int, int], list[Tensor]] = {}
         """Parameters of removed units, by site and unit."""
         self.checks = 0
-        self.returns = 0
+        self.returned = 0
 
     def parameters_of(self, site: int, unit: int) -> list[tuple[Tensor, Tensor]]:
         """(values, gradient) of everything that belongs to a unit."""
@@ -137,7 +139,7 @@ class Stillness(Record):
             values = [values for values, _ in self.parameters_of(site, unit)][self.folds :]
             rest = self.rest.pop((site, unit))[self.folds :]
             assert all(torch.equal(v, r) for v, r in zip(values, rest, strict=True))
-            self.returns += 1
+            self.returned += 1
 
     def after_step(self, step: int) -> None:
         before = self.seen.get(step - 1)
@@ -160,9 +162,9 @@ def test_removed_units_lie_still_and_get_no_gradients(name: str, regrows: bool) 
         shapes(img_size=32), pruner=host(name, refresh=REFRESH), mitigation=watch
     )
     assert watch.checks > 20
-    assert not watch.returns or watch.dormant
+    assert not watch.returned or watch.dormant
     if name in ALWAYS_REGROWS:
-        assert watch.returns
+        assert watch.returned
     if not watch.dormant:  # nor is anything of them in the average, which is the result
         for index, site in enumerate(result.model.sites):
             gone = (~result.keep[site.units]).nonzero()[:, 0]
@@ -172,24 +174,32 @@ def test_removed_units_lie_still_and_get_no_gradients(name: str, regrows: bool) 
                 assert not parameter.detach().index_select(dim, where).any()
 
 
-@pytest.mark.parametrize("regrows", [False, True], ids=["none", "returning"])
+@pytest.mark.parametrize(
+    ("regrows", "returns"),
+    [(False, None), (True, None), (True, 0.5)],
+    ids=["none", "returning", "limited"],
+)
 @pytest.mark.parametrize("name", list(PRUNERS))
-def test_stopped_trainings_go_on_to_the_same_bits(name: str, regrows: bool, tmp_path: Path) -> None:
+def test_stopped_trainings_go_on_to_the_same_bits(
+    name: str, regrows: bool, returns: float | None, tmp_path: Path
+) -> None:
     # Removals after steps 6 and 9, choices again after 11 and 14, a state after steps 4, 8 and 12:
     # stopped before the removals, between them, and between the later choices.
     data, path = shapes(img_size=32), tmp_path / "state.pt"
     build = host(name, steps=(6, 9), refresh=(11, 14))
-    whole, _ = train_pruned(data, pruner=build, mitigation=Record(regrows=regrows))
+    whole, _ = train_pruned(data, pruner=build, mitigation=Record(regrows=regrows, returns=returns))
     for stop in (5, 10, 13):
         with pytest.raises(StoppedError):
             train_pruned(
                 data,
                 pruner=build,
-                mitigation=Record(regrows=regrows, stop_at=stop),
+                mitigation=Record(regrows=regrows, returns=returns, stop_at=stop),
                 state_path=path,
             )
         torch.manual_seed(stop)  # another process
-    again, _ = train_pruned(data, pruner=build, mitigation=Record(regrows=regrows), state_path=path)
+    again, _ = train_pruned(
+        data, pruner=build, mitigation=Record(regrows=regrows, returns=returns), state_path=path
+    )
     assert_same_bits(weights_of(again), weights_of(whole))
     assert again.history == whole.history
 

@@ -402,11 +402,11 @@ def test_learned_mask_and_final_cut_by_hand() -> None:
     pruner.scores[4:] = torch.arange(24.0)
     # sigmoid(ln 2) = 2/3: ceil(4 * 2/3) = 3 heads; sigmoid(0) = 1/2: 12 neurons, rounded to 16.
     pruner.thresholds.copy_(torch.tensor([math.log(2.0), 0.0]))
-    learned = pruner._learned()
+    learned = pruner._learned(pruner.candidates(pruner.scores, 1))
     assert learned[:4].tolist() == [True, False, True, True]
     assert learned[4:].nonzero()[:, 0].tolist() == list(range(8, 24))
     # 60 - 36 = 24 MACs: one head and eight neurons are 18, a second head or group does not fit.
-    keep = pruner._cut()
+    keep = pruner._cut(pruner.candidates(pruner.scores, 1))
     assert keep[:4].tolist() == [False, False, True, False]
     assert keep[4:].nonzero()[:, 0].tolist() == list(range(16, 24))
 
@@ -421,10 +421,38 @@ def test_final_cut_moves_all_thresholds_together() -> None:
     # Thresholds ask for 7/8 and 1/2 of the neurons; 64 of 128 may stay. With x taken from both:
     # sigmoid(ln 7 - x) + sigmoid(-x) = 1 at x = ln(7) / 2: 0.726 * 64 = 46.4 and 17.6.
     pruner.thresholds.copy_(torch.tensor([0.0, math.log(7.0), 0.0, 0.0]))
-    keep = pruner._cut()
+    keep = pruner._cut(pruner.candidates(pruner.scores, 1))
     counts = [int(keep[site.units].sum()) for site in model.sites]
     assert counts == [2, 48, 2, 16]
     assert keep[model.sites[1].units].nonzero()[:, 0].tolist() == list(range(16, 64))
+
+
+def test_units_that_win_return_within_the_limit_in_whole_groups() -> None:
+    # Thresholds ask for a half, then for all again, which may not come, and for a half.
+    asked = {1: 0.5, 2: 0.99, 3: 0.99, 4: 0.5, 5: 0.5, 6: 0.5, 7: 0.5}
+    model = tiny(depth=2, num_heads=8, embed_dim=32, mlp_ratio=2.0)
+    budget = replace(unpruned_budget(model, 0.4), steps=(1, 2, 3, 4), refresh=(5, 6, 7))
+    pruner = WDPruningPruner(model, budget, torch.Generator())
+    pruner.allow_regrowth(returns=0.4)
+    pruner.learners = []
+    heads = torch.cat([torch.full((s.num_units,), s.kind == "heads") for s in model.sites])
+    back = []
+    for step, share in asked.items():
+        before = pruner.keep.clone()
+        values = torch.rand(model.num_units, generator=torch.Generator().manual_seed(step))
+        with torch.no_grad():  # missing ones score higher
+            pruner.scores.copy_(torch.where(before, values, 2 + values))
+            pruner.thresholds.fill_(math.log(share / (1 - share)))
+        pruner.after_step(step)
+        sizes = [int(pruner.keep[s.units].sum()) for s in model.sites]
+        assert all(size % 8 == 0 for size in sizes[1::2])
+        for own in (heads, ~heads):
+            count = int((pruner.keep & ~before & own).sum())
+            assert count <= 0.4 * budget.cooling(step) * int((before & own).sum())
+            back.append(count)
+    assert max(back[0::2]) > 0 < max(back[1::2])
+    assert back[-2:] == [0, 0]
+    assert budget.macs.total(sizes) <= budget.macs_ratio * budget.dense_macs
 
 
 def test_masks_are_learned_until_the_cut_and_frozen_after_it() -> None:
@@ -516,6 +544,26 @@ def test_fold_leaves_the_function_of_the_kept_units_unchanged() -> None:
     for own, mask in zip(size, kept, strict=True):  # by size, whatever the sign
         assert not mask.all()
         assert own[mask].min() >= own[~mask].max()
+
+
+def test_gates_that_grow_return_within_the_limit() -> None:
+    model = tiny(depth=2, num_heads=8, embed_dim=32, mlp_ratio=2.0)
+    budget = replace(unpruned_budget(model, 0.5), refresh=(2, 3, 4))
+    pruner = ViTSlimPruner(model, budget, torch.Generator())
+    pruner.allow_regrowth(returns=0.3)
+    neurons = torch.cat([torch.full((s.num_units,), s.kind == "neurons") for s in model.sites])
+    back = []
+    for step in (1, 2, 3, 4):
+        before = pruner.keep.clone()
+        size = torch.rand(model.num_units, generator=torch.Generator().manual_seed(step))
+        with torch.no_grad():  # missing ones are the larger
+            pruner.gates.copy_(torch.where(before, size, 2 + size))
+        pruner.gates.grad = torch.zeros_like(pruner.gates)
+        pruner.after_step(step)
+        came = pruner.keep & ~before
+        back.append((int((came & ~neurons).sum()), int((came & neurons).sum())))
+    # 8 heads and 64 neurons are kept; of these 0.3 times 3/4, 1/4 and nothing.
+    assert back == [(0, 0), (1, 14), (0, 4), (0, 0)]
 
 
 def test_averages_start_anew_at_the_fold_even_if_the_mask_stays() -> None:

@@ -182,6 +182,33 @@ def test_margin_spares_weights_from_changing_places() -> None:
         assert any(not torch.equal(old, new) for old, new in pairs) == returns
 
 
+@torch.no_grad()
+def test_returning_weights_are_limited_and_the_largest_come() -> None:
+    model = tiny(depth=1)
+    budget = Budget(
+        macs=macs_of(model), dense_macs=1, macs_ratio=0.5, steps=(1,), refresh=(2, 3, 4)
+    )
+    pruner = WeightsPruner(model, budget, torch.Generator())
+    pruner.allow_regrowth(returns=0.2)
+    pruner.after_step(1)
+    for step, share in ((2, 0.15), (3, 0.05), (4, 0.0)):
+        assert pruner.dense is not None
+        before = [mask.clone() for mask in pruner.masks]
+        for dense, mask in zip(pruner.dense, before, strict=True):
+            # What is masked is the larger, every weight by something else.
+            size = torch.linspace(1, 2, dense.numel()).view_as(dense)
+            dense.copy_(size + 2 * (1 - mask))
+        torch._foreach_copy_(pruner.matrices, pruner.dense)
+        pruner.after_step(step)
+        for old, new in zip(before, pruner.masks, strict=True):
+            kept = old.numel() // 2
+            assert int(new.sum()) == kept
+            back = ((new == 1) & (old == 0)).flatten().nonzero()[:, 0]
+            resting = (old == 0).flatten().nonzero()[:, 0]
+            count = int(share * kept + 1e-9)
+            assert back.tolist() == resting[len(resting) - count :].tolist()
+
+
 def test_a_training_that_ends_before_the_budget_is_told() -> None:
     model = tiny(depth=1)
     budget = Budget(macs=macs_of(model), dense_macs=1, macs_ratio=0.5, steps=(8,))

@@ -12,7 +12,7 @@ from nbcore.config import RunConfig
 from nbcore.macs import macs_of
 from nbcore.mitigation import create_mitigation
 from nbcore.pruning import PRUNERS, allocate
-from nbcore.recipes import BEST, RECIPES, pruned
+from nbcore.recipes import BEST, RECIPES, arm_of, pruned
 from nbcore.study.grid import Arm
 from nbcore.study.studies import STUDIES
 from nbcore.vit import create_dense, with_merge
@@ -127,3 +127,17 @@ def test_shipped_four_layer_variants_are_trained_as_the_arms_of_the_study(name: 
         assert study.arm_config(arm) == config.train
         same = replace(study.prune_config(arm), mitigation=config.prune.mitigation)
         assert same == config.prune
+
+
+@pytest.mark.parametrize("name", ["imagenette-vit-tiny", "cifar10-four-layer"])
+def test_arms_of_ones_own_have_settings_of_the_recipe_and_defaults_beside(name: str) -> None:
+    runs = RECIPES[name]()
+    shipped = next(c.prune for c in runs if c.prune and c.prune.mitigation == "published")
+    own = arm_of(runs, pruner="movement", mitigation="published", macs_ratio=0.3).prune
+    assert own is not None
+    settings = shipped.mitigation_options["persistent_dynamic"]
+    assert settings["returns"] is None, "trained before there was a limit"
+    kept = {"fade": settings["fade"], "margin": settings["margin"]}
+    assert own.mitigation_options["persistent_dynamic"] == kept
+    assert own.mitigation_options["token_merging"] == shipped.mitigation_options["token_merging"]
+    assert create_mitigation("published", own.mitigation_options).returns == 0.1

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from nbcore.recipes import PHOTO_OPTIONS
+from nbcore.recipes import SHIPPED_PHOTO_OPTIONS
 from nbcore.study.grid import Block, StudyConfig, Wave
 from nbcore.study.report import write_report
 from nbcore.study.studies import STUDIES
@@ -23,7 +23,7 @@ def study() -> StudyConfig:
         "none@0": {"lr": 1e-3},
         "none@1": {"lr": 2e-3},
         "handoff@0": {"ridge": 0.1},
-        "handoff@1": {"ridge": 1.0},
+        "handoff@1": {"ridge": 1.0, "unused": None},
     }
     block = Block(hosts=("taylor", "random"), mitigations=("none", *settings), ratios=(0.5, 0.3))
     return tiny_study(settings=settings, waves=(Wave(seeds=(100,), blocks=(block,)),))
@@ -107,7 +107,7 @@ def chosen_in(name: str) -> dict[str, dict[str, object]]:
 def test_recipes_use_what_was_chosen_for_photos() -> None:
     chosen = chosen_in("imagenette-tuning")
     host = chosen.pop("none")
-    assert chosen == PHOTO_OPTIONS
+    assert chosen == SHIPPED_PHOTO_OPTIONS
     judged = STUDIES["imagenette-vit-tiny"]()
     assert host == {"lr": judged.arm.lr, "end": judged.prune.end}
 
