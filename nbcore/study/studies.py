@@ -52,6 +52,12 @@ SEEN = (
 """What every report of these studies must say."""
 
 
+LIMIT = (
+    "`persistent_dynamic`, also as part of `published`, lets any number of units return at every "
+    "choice in these runs. That their number is limited and falls to none at the last choice, as "
+    "is its default now, came later."
+)
+
 LATE = (
     "`persistent_dynamic` on `taylor` was tuned with an earlier rule of return, by which its "
     "trials hardly differed; the rule of these runs was not tuned.",
@@ -122,7 +128,7 @@ def _tuned(study: StudyConfig) -> StudyConfig:
         study,
         arm=arm,
         prune=prune,
-        notes=(*study.notes, *notes),
+        notes=(*study.notes, *notes, LIMIT),
         mitigation_options={
             "token_merging": {"block": 1, "r": 2 * merging["r"]},
             "persistent_dynamic": {"fade": fade, "margin": 1.0, **UNLIMITED},
@@ -287,6 +293,7 @@ def imagenette_vit_tiny() -> StudyConfig:
             "(`runs.csv` of commit 4ec95ce) all verdicts are the same but two: that `published` "
             "and the best relieve pruning is supported there. With the first (bddc742) all are the "
             "same but one: that `token_merging+handoff` does is undecided there.",
+            LIMIT,
         ),
         command="python -m nbcore study imagenette-vit-tiny --data DIR",
     )
