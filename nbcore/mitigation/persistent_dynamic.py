@@ -15,11 +15,11 @@ every change of masks. Here
 - a unit that returns must beat the one it replaces by a `margin`, or units of about equal worth
   would change places for ever, each time at a cost;
 - its gate opens over `fade` steps, so the forward pass never jumps;
-- how many may return is limited, and the limit cools to none at the last choice, as the exchanges of
-  RigL do. Scores of resting and of kept units are not alike: a resting unit's gate is pulled one way
-  for as long as the model is damaged, while those of kept units are near rest. A host that adds up
-  pulls (`movement`), or lets units learn scores or gates from them (`wdpruning`, `vit_slim`), would
-  so exchange units until the freeze, and the model that remains has trained with them too briefly.
+- how many may return is limited, and the limit cools to none at the last choice, as the exchanges
+  of RigL do. Scores of resting and of kept units are not alike: a resting unit's gate is pulled
+  one way for as long as the model is damaged, while those of kept units are near rest. A host that
+  adds up pulls (`movement`), or learns scores or gates from them (`wdpruning`, `vit_slim`), would
+  exchange units until masks freeze, and what remains has trained together too briefly.
 
 The limit came after the studies: in `checkpoints/study/cifar10-four-layer`, without one, it gains
 0.9 points on `weights`, changes nothing on `taylor`, `s2vite` and `magnitude`, and costs 2 to 6
@@ -41,7 +41,9 @@ class PersistentDynamic(Mitigation):
 
     regrows = True
 
-    def __init__(self, *, fade: int = 10, margin: float = 0.2, returns: float | None = 0.03) -> None:
+    def __init__(
+        self, *, fade: int = 10, margin: float = 0.2, returns: float | None = 0.03
+    ) -> None:
         """Choose how units return.
 
         Args:
