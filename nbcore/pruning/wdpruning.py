@@ -126,8 +126,9 @@ class WDPruningPruner(BasePruner):
             ranked = ranked[alive[ranked]]
             count = math.ceil(share * site.num_units)
             if site.kind == "neurons":
-                most = len(ranked) // NEURON_GROUP
-                count = min(max(1, round(count / NEURON_GROUP)), most) * NEURON_GROUP
+                count = max(1, round(count / NEURON_GROUP)) * NEURON_GROUP
+                if len(ranked) < min(count, site.num_units):
+                    count = len(ranked) // NEURON_GROUP * NEURON_GROUP
             keep[ranked[:count]] = True
         return keep
 

@@ -412,6 +412,13 @@ def test_learned_mask_and_final_cut_by_hand() -> None:
 
 
 @torch.no_grad()
+def test_sites_that_are_to_stay_whole_do_so_whatever_their_size() -> None:
+    model = tiny(depth=1, num_heads=4, embed_dim=16, mlp_ratio=0.75)
+    pruner = WDPruningPruner(model, unpruned_budget(model), torch.Generator())
+    assert pruner._learned(pruner.candidates(pruner.scores, 1)).tolist() == [True] * (4 + 12)
+
+
+@torch.no_grad()
 def test_final_cut_moves_all_thresholds_together() -> None:
     model = tiny(depth=2, num_heads=4, embed_dim=16, mlp_ratio=4.0)
     macs = MacsModel(fixed=0, per_unit=(16, 1, 16, 1))
