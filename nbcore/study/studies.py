@@ -229,6 +229,52 @@ def cifar10_tuning() -> StudyConfig:
     return replace(study, settings=settings, choice_seeds=())
 
 
+@STUDIES.register("cifar10-returns")
+def cifar10_returns() -> StudyConfig:
+    """How many units `persistent_dynamic` should let return, on the hosts that lost by it.
+
+    One epoch for every arm, from the shipped dense model, so that it can be run without a GPU.
+    Chosen is what has the smallest mean validation loss; test figures are not looked at.
+
+    Command: python -m nbcore study cifar10-returns --data DIR --device cpu --workers 2
+    Time: an hour of two CPU cores with one thread for each worker (`OMP_NUM_THREADS=1`).
+    Expected: the report in `checkpoints/study/cifar10-returns`.
+    """
+    study = cifar10_four_layer()
+    # The learning rate goes with the root of the batch. Units are chosen every 4 steps.
+    arm = replace(
+        study.arm,
+        epochs=((study.data.img_size, 1),),
+        batch_size=256,
+        lr=study.arm.lr / 2,
+        warmup_epochs=0.1,
+        ema_decay=0.98,
+    )
+    rest = {"fade": 4, "margin": 1.0}
+    settings = _settings(
+        {
+            "none": [{"lr": arm.lr, "end": study.prune.end}],
+            "persistent_dynamic": [
+                {**rest, **UNLIMITED}, {**rest, "returns": 0.03}, {**rest, "returns": 0.1},
+            ],
+        }
+    )  # fmt: skip
+    block = Block(
+        hosts=("movement", "wdpruning", "vit_slim"), mitigations=tuple(settings), ratios=(0.1,)
+    )
+    return replace(
+        study,
+        name="cifar10-returns",
+        fork="checkpoints/cifar10-four-layer-dense",
+        arm=arm,
+        settings=settings,
+        choice_seeds=(),
+        notes=(),
+        waves=(Wave(seeds=(100,), blocks=(block,)),),
+        command="python -m nbcore study cifar10-returns --data DIR --device cpu --workers 2",
+    )
+
+
 @STUDIES.register("mnist-four-layer")
 def mnist_four_layer() -> StudyConfig:
     """A four-layer ViT on MNIST, the setting of arXiv:2407.16716: three hosts, nine mitigations.
