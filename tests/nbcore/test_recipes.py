@@ -140,4 +140,4 @@ def test_arms_of_ones_own_have_settings_of_the_recipe_and_defaults_beside(name: 
     kept = {"fade": settings["fade"], "margin": settings["margin"]}
     assert own.mitigation_options["persistent_dynamic"] == kept
     assert own.mitigation_options["token_merging"] == shipped.mitigation_options["token_merging"]
-    assert create_mitigation("published", own.mitigation_options).returns == 0.03
+    assert create_mitigation("published", own.mitigation_options).returns == 0.1
