@@ -54,6 +54,9 @@ def arm_of(
         mitigation: Parts joined by "+"; they take the settings that the recipe has for them, and
             their defaults for what its own runs are without.
         macs_ratio: MACs of the compact model over those of the dense one.
+
+    Returns:
+        The arm; the recipe's own if it has one of that name.
     """
     dense, first, *_ = runs
     assert first.prune is not None
@@ -68,7 +71,8 @@ def arm_of(
         mitigation=mitigation,
         mitigation_options={part: known[part] for part in known if part in parts},
     )
-    return pruned(dense, first.train, prune)
+    arm = pruned(dense, first.train, prune)
+    return next((config for config in runs if config.id == arm.id), arm)
 
 
 @RECIPES.register("shapes-quick")

@@ -16,16 +16,17 @@ every change of masks. Here
   would change places for ever, each time at a cost;
 - its gate opens over `fade` steps, so the forward pass never jumps;
 - how many may return is limited, and the limit cools to none at the last choice, as the exchanges
-  of RigL do. Scores of resting and of kept units are not alike: a resting unit's gate is pulled
-  one way for as long as the model is damaged, while those of kept units are near rest. A host that
-  adds up pulls (`movement`), or learns scores or gates from them (`wdpruning`, `vit_slim`), would
-  exchange units until masks freeze, and what remains has trained together too briefly.
+  of RigL do. The supposition, not shown: scores of resting and of kept units are not alike, as a
+  damaged model pulls at resting gates one way while kept ones are near rest; a host that adds up
+  pulls (`movement`), or learns scores or gates from them (`wdpruning`, `vit_slim`), then exchanges
+  units until masks freeze, and what remains has trained together too briefly.
 
 The limit came after the studies: in `checkpoints/study/cifar10-four-layer`, without one, it gains
 0.9 points on `weights`, changes nothing on `taylor`, `s2vite` and `magnitude`, and costs 2 to 6
 points on `movement`, `wdpruning` and `vit_slim`. `checkpoints/study/cifar10-returns` is what there
 is with one: a single seed of one epoch, validation top-1 of `movement` and `wdpruning` 55.0 without
-this mitigation, 51.2 with it and no limit, 55.4 with a limit of 0.1.
+this mitigation, 51.2 with it and no limit, 55.4 with a limit of 0.1, which was chosen on the same
+photos.
 
 A host with a fixed order of units is refused: none would ever return.
 """

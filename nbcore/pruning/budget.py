@@ -43,11 +43,18 @@ class Budget:
             return 1.0
         return (self.steps.index(step) + 1) / len(self.steps) if step in self.steps else None
 
-    def cooling(self, step: int) -> float:
-        """How much is still open to change at a step: falls from 1 at the first choice to 0 at the
-        last along a cosine, as the exchanges of RigL do (Evci et al., arXiv:1911.11134)."""
-        first, last = self.steps[0], (*self.steps, *self.refresh)[-1]
-        return (1 + math.cos(math.pi * (step - first) / max(1, last - first))) / 2
+    def cooling(self, step: int, first: int | None = None) -> float:
+        """How much is still open to change at a step: falls from 1 to 0 at the last choice along a
+        cosine, as the exchanges of RigL do (Evci et al., arXiv:1911.11134).
+
+        Args:
+            step: From `first` on.
+            first: Where it is 1; the first choice if None.
+        """
+        first = self.steps[0] if first is None else first
+        last = (*self.steps, *self.refresh)[-1]
+        progress = (step - first) / max(1, last - first)
+        return 0.5 * (1 + math.cos(math.pi * progress))
 
     def at(self, step: int, num_units: Sequence[int]) -> int | None:
         """MACs allowed after `step`, or None if nothing is chosen at this step.

@@ -75,8 +75,7 @@ class S2ViTEPruner(BasePruner):
     def rate(self, step: int) -> float:
         """Share of a site's units that is exchanged at a step."""
         high, low = RATES
-        progress = (step - self.first) / max(1, self.exchanges[-1] - self.first)
-        return low + (high - low) * 0.5 * (1 + math.cos(math.pi * progress))
+        return low + (high - low) * self.budget.cooling(step, self.first)
 
     def after_step(self, step: int) -> Tensor | None:
         if step == self.first:

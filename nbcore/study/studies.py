@@ -237,8 +237,8 @@ def cifar10_returns() -> StudyConfig:
     Chosen is what has the smallest mean validation loss; test figures are not looked at.
 
     Command: python -m nbcore study cifar10-returns --data DIR --device cpu --workers 2
-    Time: an hour of two CPU cores with one thread for each worker (`OMP_NUM_THREADS=1`); 10 of 14
-        runs so far.
+    Time: 43 minutes of two CPU cores with one thread for each worker (`OMP_NUM_THREADS=1`) for the
+        first 10 of its 14 runs.
     Expected: the smallest validation loss with 0.1, below that of the host alone; without a limit
         the largest. One seed and two hosts so far, which decides no claim.
     """

@@ -141,3 +141,8 @@ def test_arms_of_ones_own_have_settings_of_the_recipe_and_defaults_beside(name: 
     assert own.mitigation_options["persistent_dynamic"] == kept
     assert own.mitigation_options["token_merging"] == shipped.mitigation_options["token_merging"]
     assert create_mitigation("published", own.mitigation_options).returns == 0.1
+    for config in runs[1:]:  # what has the name of a shipped variant is trained as it was
+        of = config.prune
+        assert of is not None
+        asked = {"pruner": of.pruner, "mitigation": of.mitigation, "macs_ratio": of.macs_ratio}
+        assert arm_of(runs, **asked) == config
