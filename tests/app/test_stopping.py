@@ -99,9 +99,13 @@ def test_a_call_that_ended_just_before_the_stop_can_still_be_fetched(
 
 
 def test_what_takes_longer_than_its_time_is_cut_off(tiny_checkpoints: Path, tmp_path: Path) -> None:
-    with app_process(tiny_checkpoints, tmp_path, "--stop-seconds", "0.01") as app:
+    options = ("--concurrency", "1", "--stop-seconds", "0.01")
+    with app_process(tiny_checkpoints, tmp_path, *options) as app:
         app.wait_until("nb_ready", 1)
-        begin_long_call(app)
+        photo = app.upload(example_path())
+        for _ in range(WAITING):  # one alone may have ended before the signal arrives
+            app.ask("compare", photo, method="occlusion")
+        app.wait_until(RUNNING, 1)
         started = time.monotonic()
         app.process.send_signal(signal.SIGTERM)
         app.process.wait(60)
