@@ -8,7 +8,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from nbcore.mitigation.persistent_dynamic import PersistentDynamic
 from nbcore.recipes import SHIPPED_PHOTO_OPTIONS
 from nbcore.study.grid import Block, StudyConfig, Wave
 from nbcore.study.report import write_report
@@ -134,11 +133,6 @@ def test_the_study_of_cifar10_uses_what_was_chosen_and_notes_what_was_not_tried(
     assert tried == {0, 18, 54}
     # Why: 8 epochs of 46 steps, twelve choices within 30 % of them.
     assert 8 * 46 * judged.prune.end // judged.prune.updates == fade
-
-
-def test_the_limit_on_returns_is_the_one_that_was_chosen() -> None:
-    assert chosen_in("cifar10-returns")["persistent_dynamic"]["returns"] == 0.1
-    assert PersistentDynamic().returns == 0.1
 
 
 def test_the_report_of_a_tuning_study_shows_trials_and_tests_no_claim(tmp_path: Path) -> None:
