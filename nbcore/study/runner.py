@@ -146,14 +146,28 @@ class _Crew:
         theirs.close()
         self.workers.append(_Worker(process=process, pipe=pipe, device=device))
 
+    def let_one_go(self, worker: _Worker) -> bool:
+        """Let a worker leave, so that the others have its memory; False if it is its device's
+        last, which stays."""
+        beside = [other for other in self.workers if other.device == worker.device]
+        if len(beside) == 1:
+            return False
+        self._end([worker])
+        self.workers.remove(worker)
+        return True
+
     def dismiss(self) -> None:
         """Let idle workers leave, and end those that are busy or cannot hear."""
-        for worker in self.workers:
+        self._end(self.workers)
+
+    @staticmethod
+    def _end(workers: Sequence[_Worker]) -> None:
+        for worker in workers:
             if worker.task is not None:
                 worker.process.kill()
             with contextlib.suppress(OSError):
                 worker.pipe.send(None)
-        for worker in self.workers:
+        for worker in workers:
             worker.process.join(5)
             worker.process.kill()
             worker.process.join()
@@ -225,6 +239,14 @@ def _attend(
             logger.warning("%s: its worker died; trying once more", task.arm.key)
             return
         report = Report(task=task, error=reason)
+    if report.out_of_memory and crew.let_one_go(worker):
+        schedule.again(task)
+        logger.warning(
+            "%s: no memory left on %s; one worker less is at work there",
+            task.arm.key,
+            worker.device,
+        )
+        return
     if report.error is not None:
         before = set(schedule.failed)
         schedule.fail(task, report.error)

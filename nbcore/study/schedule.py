@@ -81,12 +81,17 @@ class Schedule:
         for arm in lost:
             self.fail(Task(kind="run", arm=arm), f"needs {task.arm.key}, which failed")
 
+    def again(self, task: Task) -> None:
+        """Let a task wait once more, before all others; a rehearsal is left out."""
+        self._ended(task)
+        if task.kind == "run":
+            self.waiting.insert(0, task.arm)
+
     def died(self, task: Task) -> str | None:
         """The worker of a task died: try again, or give up; returns the reason in that case."""
         self.deaths[task] = self.deaths.get(task, 0) + 1
         if self.deaths[task] <= DEATHS_FORGIVEN and task.kind == "run":
-            self._ended(task)
-            self.waiting.insert(0, task.arm)
+            self.again(task)
             return None
         return f"its worker died {self.deaths[task]} times (out of memory, or killed)"
 

@@ -32,6 +32,8 @@ class Report:
     task: Task
     outcome: Outcome | None = None
     error: str | None = None
+    out_of_memory: bool = False
+    """The error is that the device's memory did not do, which others beside may have taken."""
 
 
 def work(
@@ -71,11 +73,12 @@ def work(
         except (ConnectionError, EOFError):
             return
         except Exception as error:  # Whatever one arm does must not stop the others.
-            pipe.send(Report(task=task, error=_told(error)))
+            no_memory = isinstance(error, torch.OutOfMemoryError)
+            pipe.send(Report(task=task, error=_told(error), out_of_memory=no_memory))
             if isinstance(error, torch.AcceleratorError):
                 # The device's state is lost to this process; a new one goes on.
                 os._exit(1)
-            if isinstance(error, torch.OutOfMemoryError):
+            if no_memory:
                 torch.cuda.empty_cache()
 
 
