@@ -159,7 +159,7 @@ def compared(
     return tuple(runs)
 
 
-RETURNS = 0.1
+RETURNS = 0.03
 """Limit of `persistent_dynamic`, as chosen in `cifar10-returns` on validation photos."""
 
 PHOTO_OPTIONS: dict[str, dict[str, Any]] = {

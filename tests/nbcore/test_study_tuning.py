@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from nbcore.recipes import SHIPPED_PHOTO_OPTIONS
+from nbcore.mitigation.persistent_dynamic import PersistentDynamic
+from nbcore.recipes import PHOTO_OPTIONS, RETURNS
 from nbcore.study.grid import Block, StudyConfig, Wave
 from nbcore.study.report import write_report
 from nbcore.study.studies import STUDIES
@@ -93,11 +95,11 @@ def test_trials_are_counted_in_every_cell(tmp_path: Path) -> None:
 STUDY_FOLDERS = Path(__file__).parents[2] / "checkpoints" / "study"
 
 
-def chosen_in(name: str) -> dict[str, dict[str, object]]:
-    """What a tuning study that was run chose, by mitigation."""
+def chosen_in(name: str, without: Collection[str] = ()) -> dict[str, dict[str, object]]:
+    """What a tuning study that was run chose, by mitigation, had it lacked some settings."""
     tuning = STUDIES[name]()
     runs, _, _ = read_frames(STUDY_FOLDERS / name)
-    table = trials(tuning, runs)
+    table = trials(tuning, runs[~runs["mitigation"].isin(without)])
     best = table[table["chosen"]]
     return {
         row["mitigation"]: dict(tuning.settings[row["setting"]]) for row in best.to_dict("records")
@@ -105,11 +107,39 @@ def chosen_in(name: str) -> dict[str, dict[str, object]]:
 
 
 def test_recipes_use_what_was_chosen_for_photos() -> None:
-    chosen = chosen_in("imagenette-tuning")
+    late = {"persistent_dynamic@2", *(f"{name}@3" for name in ("none", *PHOTO_OPTIONS))}
+    chosen = chosen_in("imagenette-tuning", without=late)
     host = chosen.pop("none")
-    assert chosen == SHIPPED_PHOTO_OPTIONS
+    assert chosen["persistent_dynamic"]["returns"] is None  # its limit was chosen elsewhere
+    chosen["persistent_dynamic"]["returns"] = RETURNS
+    assert chosen == PHOTO_OPTIONS
     judged = STUDIES["imagenette-vit-tiny"]()
     assert host == {"lr": judged.arm.lr, "end": judged.prune.end}
+
+
+def test_the_last_trials_for_photos_came_late_and_the_reports_say_what_they_would_change() -> None:
+    late, used = chosen_in("imagenette-tuning"), PHOTO_OPTIONS
+    for name in ("token_merging", "handoff", "distillation"):
+        assert late[name] != used[name]
+    assert late["persistent_dynamic"]["fade"] != used["persistent_dynamic"]["fade"]
+    for name in ("imagenette-tuning", "imagenette-vit-tiny"):
+        notes = " ".join(STUDIES[name]().notes)
+        assert "other settings of all four have the smallest validation loss" in notes
+        told = "before block 2, ridge 1, distillation with weight 4 and temperature 2, fade 12"
+        assert told in notes
+    assert used["token_merging"]["block"] == 2
+    assert used["handoff"]["ridge"] == 1
+    assert used["distillation"] == {"weight": 4, "temperature": 2}
+    assert used["persistent_dynamic"]["fade"] == 12
+
+
+def test_the_limit_on_returns_is_the_one_that_was_chosen() -> None:
+    assert chosen_in("cifar10-returns")["persistent_dynamic"]["returns"] == RETURNS
+    assert PersistentDynamic().returns == RETURNS
+    for name in ("cifar10-four-layer", "mnist-four-layer", "imagenette-vit-tiny"):
+        judged = STUDIES[name]()
+        assert judged.mitigation_options["persistent_dynamic"]["returns"] == RETURNS
+        assert f"({RETURNS:g} of the kept ones at the first choice" in " ".join(judged.notes)
 
 
 def test_the_study_of_cifar10_uses_what_was_chosen_and_notes_what_was_not_tried() -> None:
