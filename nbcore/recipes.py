@@ -198,11 +198,11 @@ def imagenette_vit_tiny() -> tuple[RunConfig, ...]:
     Time: one H200: the dense model 8.3 minutes, its teacher and all compilation included; pruned
         ones 3 minutes for twelve side by side (one process each, `--only ID`).
     Expected: top-1 on the test photos, seed 0: dense 0.931; at a quarter of the MACs, none,
-        published and the best: taylor 0.910, 0.916, 0.927; s2vite 0.904, 0.908, 0.920; magnitude
-        0.907, 0.915, 0.921; at half, taylor 0.917, 0.919, 0.929, of which only the first is
-        shipped, for size. The 95 % interval over photos is 0.8 to 0.9 points to each side; between
-        seeds of the study, with shorter training, arms vary by up to 0.6 points (one standard
-        deviation).
+        published and the best: taylor 0.910, 0.918, 0.927; s2vite 0.904, 0.909, 0.920; magnitude
+        0.907, 0.913, 0.921; at half, taylor 0.917 without and 0.929 with the best, of which only
+        the first is shipped, for size. The 95 % interval over photos is 0.8 to 0.9 points to each
+        side; between seeds of the study, with shorter training, these vary by up to 0.5 points (one
+        standard deviation).
     """
     dense = RunConfig(
         id="imagenette-vit-tiny-dense",

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from nbcore.study.figures import draw_figures
 from nbcore.study.figures.forest import draw_recovered, draw_relief
 from nbcore.study.figures.style import STYLE
-from nbcore.study.grid import DENSE_PLUS, TWIN, Block, StudyConfig, Wave
+from nbcore.study.grid import DENSE_PLUS, TWIN, WEIGHTS, Block, StudyConfig, Wave
 from nbcore.study.tables import read_frames
 from tests.nbcore.study_tables import World, write_tables
 from tests.nbcore.tiny_study import tiny_study
@@ -68,12 +68,23 @@ def test_a_dot_beyond_the_limits_is_a_triangle_at_the_edge() -> None:
 
 
 def test_dots_not_too_far_away_widen_the_axis() -> None:
-    # taylor -200 % or 240 %: five beyond it, and up to a multiple of 25.
-    for share, limits in ((-2.0, (-225, 175)), (2.4, (-75, 250))):
+    # taylor -200 % or 230 %: ten beyond it, and up to a multiple of 25.
+    for share, limits in ((-2.0, (-225, 175)), (2.3, (-75, 250))):
         figure = draw_recovered(study(), runs_with((share, share, share)))
         assert triangles(figure) == []
         assert figure is not None
         assert figure.axes[0].get_xlim() == limits
+
+
+def test_weights_widen_no_axis_but_their_own() -> None:
+    single = runs_with((-2.0, -2.0, -2.0)).replace({"pruner": {"taylor": WEIGHTS}})
+    figure = draw_recovered(study(), single)
+    assert figure is not None
+    assert [axes.get_xlim() for axes in figure.axes] == [(-75, 175), (-225, 175)]
+    assert triangles(figure) == []
+    figure = draw_relief(study(), single)
+    assert figure is not None
+    assert len({axes.get_xlim() for axes in figure.axes}) == 1
 
 
 def test_an_interval_that_leaves_the_axis_ends_in_a_triangle() -> None:

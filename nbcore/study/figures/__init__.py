@@ -36,6 +36,7 @@ def draw_figures(study: StudyConfig, frames: Frames, folder: Path) -> dict[str, 
         if (runs["pruner"] == WEIGHTS).any()
         else ""
     )
+    own_axis = " The axis of `weights` is its own." if on_top else ""
     drawings: dict[str, tuple[Callable[[], Figure | None], str]] = {
         "accuracy.png": (
             lambda: draw_accuracy(study, runs, best),
@@ -48,7 +49,7 @@ def draw_figures(study: StudyConfig, frames: Frames, folder: Path) -> dict[str, 
             "Share of the pruning loss that each mitigation brings back: 0 nothing, 100 % the "
             f"accuracy of the dense model trained on. {dots}, with Fieller's 95 % "
             "interval where one exists. A triangle at the edge stands for a dot, or "
-            f"for the end of an interval, that lies beyond it.{on_top}",
+            f"for the end of an interval, that lies beyond it.{on_top}{own_axis}",
         ),
         "difference_in_differences.png": (
             lambda: draw_relief(study, runs),

@@ -56,16 +56,17 @@ def draw_recovered(study: StudyConfig, runs: pd.DataFrame) -> Figure | None:
         together,
         "recovered share\nof the pruning loss (%)",
         marks=(0, 50, 100),
-        limits=_share_limits([100 * e.mean for own in per_cell.values() for e in own.values()]),
+        limits=_share_limits,
     )
 
 
 def _share_limits(means: Sequence[float]) -> tuple[float, float]:
+    """Ends of an axis that shows these shares."""
     within = [mean for mean in means if WIDEST[0] <= mean <= WIDEST[1]]
     low, high = min(within, default=0.0), max(within, default=0.0)
     return (
-        SHARES[0] if low >= SHARES[0] else 25 * math.floor((low - 5) / 25),
-        SHARES[1] if high <= SHARES[1] else 25 * math.ceil((high + 5) / 25),
+        SHARES[0] if low >= SHARES[0] else 25 * math.floor((low - 10) / 25),
+        SHARES[1] if high <= SHARES[1] else 25 * math.ceil((high + 10) / 25),
     )
 
 
@@ -91,10 +92,11 @@ def _forest(
     label: str,
     *,
     marks: Sequence[float],
-    limits: tuple[float, float] | None,
+    limits: Callable[[Sequence[float]], tuple[float, float]] | None,
 ) -> Figure | None:
     """Rows of mitigations, a diamond for all hosts and a dot for each; one panel a budget, and one
-    for the host `weights`."""
+    for the host `weights`. `limits` gives the ends of an axis that shows some means, so that
+    `weights`, whose shares can be far away, has its own; without, all panels share one axis."""
     cells = list(dict.fromkeys(cell for found in per_cell.values() for cell in found))
     panels: dict[str, list[Cell]] = {}
     for cell in sorted(cells, key=lambda cell: (cell[0] == WEIGHTS, -cell[1])):
@@ -107,10 +109,16 @@ def _forest(
     margin = max(2.6, 0.07 * max(len(spoken(name)) for name in names))
     size = (margin + 2.5 * len(panels), 0.6 * len(names) + 1.3)
     figure = Figure(figsize=size, layout="constrained")
-    all_axes = figure.subplots(1, len(panels), sharey=True, sharex=True, squeeze=False)[0]
+    all_axes = figure.subplots(1, len(panels), sharey=True, sharex=limits is None, squeeze=False)[0]
     order: dict[str, None] = {}
     for axes, (title, own) in zip(all_axes, panels.items(), strict=True):
         styles = _dot_styles(own)
+        ends = None
+        if limits:
+            alike = [cell for cell in cells if (cell[0] == WEIGHTS) == (own[0][0] == WEIGHTS)]
+            found = [per[cell].mean for per in per_cell.values() for cell in alike if cell in per]
+            ends = limits([100 * mean for mean in found])
+            axes.set_xlim(*ends)
         for mark in marks:
             axes.axvline(mark, color=GREY, lw=0.9, ls="-" if mark == 0 else ":", zorder=0)
         for row, name in enumerate(names):
@@ -118,20 +126,18 @@ def _forest(
             if row:
                 axes.axhline(row - 0.5, color="#E6E6E6", lw=0.8, zorder=0)
             if here:
-                _diamond(axes, row - 0.27, together(name, here), limits)
+                _diamond(axes, row - 0.27, together(name, here), ends)
             for position, (cell, (text, style)) in enumerate(styles.items()):
                 if cell in here:
                     y = row - 0.1 + position * min(0.15, 0.5 / max(1, len(styles) - 1))
                     mean = 100 * per_cell[name][cell].mean
                     axes.plot(mean, y, ls="none", ms=3.8, label=text, **style)
-                    _beyond(axes, mean, y, limits, style["color"])
+                    _beyond(axes, mean, y, ends, style["color"])
         order |= dict.fromkeys(text for text, _ in styles.values())
         axes.set_title(title, loc="left")
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.grid(axis="x")
         axes.tick_params(axis="y", length=0)
-    if limits:
-        all_axes[0].set_xlim(*limits)
     all_axes[0].set_yticks(range(len(names)), [spoken(name) for name in names])
     all_axes[(len(panels) - 1) // 2].set_xlabel(label)
     shared_legend(figure, all_axes, list(order), columns=6)
