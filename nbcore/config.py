@@ -280,11 +280,3 @@ class RunConfig:
             f"{self.id}: a teacher is for dense runs; a pruned run learns from its dense base "
             "through the mitigation `distillation`",
         )
-
-
-def used_options(options: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Options by part without those of None, which stand for what is not used."""
-    return {
-        part: {name: value for name, value in chosen.items() if value is not None}
-        for part, chosen in options.items()
-    }

@@ -18,7 +18,6 @@ from nbcore.config import (
     RunConfig,
     TeacherConfig,
     TrainConfig,
-    used_options,
 )
 from nbcore.registry import Registry
 
@@ -52,17 +51,15 @@ def arm_of(
         runs: Of a recipe.
         pruner: The host.
         mitigation: Parts joined by "+"; they take the settings that the recipe has for them, and
-            their defaults for what its own runs are without.
+            their defaults where it has none.
         macs_ratio: MACs of the compact model over those of the dense one.
 
-    Returns:
-        The arm; the recipe's own if it has one of that name.
     """
     dense, first, *_ = runs
     assert first.prune is not None
     known: dict[str, Any] = {}
     for config in runs:
-        known |= used_options(config.prune.mitigation_options) if config.prune else {}
+        known |= config.prune.mitigation_options if config.prune else {}
     parts = {p for part in mitigation.split("+") for p in NAMED_PARTS.get(part, (part,))}
     prune = replace(
         first.prune,
@@ -71,8 +68,7 @@ def arm_of(
         mitigation=mitigation,
         mitigation_options={part: known[part] for part in known if part in parts},
     )
-    arm = pruned(dense, first.train, prune)
-    return next((config for config in runs if config.id == arm.id), arm)
+    return pruned(dense, first.train, prune)
 
 
 @RECIPES.register("shapes-quick")
@@ -168,7 +164,7 @@ PHOTO_OPTIONS: dict[str, dict[str, Any]] = {
     "handoff": {"ridge": 1.0},
     "distillation": {"weight": 4.0, "temperature": 2.0},
 }
-"""As chosen in `imagenette-tuning` on validation photos, among what both hosts tried; `returns` in
+"""As chosen in `imagenette-tuning` on validation photos before its last trials; `returns` in
 `cifar10-returns`."""
 
 
@@ -200,7 +196,7 @@ def imagenette_vit_tiny() -> tuple[RunConfig, ...]:
     Expected: top-1 on the test photos, seed 0: dense 0.931; at a quarter of the MACs, none,
         published and the best: taylor 0.910, 0.918, 0.927; s2vite 0.904, 0.909, 0.920; magnitude
         0.907, 0.913, 0.921; at half, taylor 0.917 without and 0.929 with the best, of which only
-        the first is shipped, for size. The 95 % interval over photos is 0.8 to 0.9 points to each
+        the first is shipped, for size. The 95 % interval over photos is 0.8 to 1.0 points to each
         side; between seeds of the study, with shorter training, these vary by up to 0.5 points (one
         standard deviation).
     """

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from nbcore.config import DataConfig, ModelConfig, PruneConfig, TrainConfig, used_options
+from nbcore.config import DataConfig, ModelConfig, PruneConfig, TrainConfig
 
 DENSE, DENSE_PLUS, TWIN = "dense", "dense_plus", "twin"
 """Not pruned: the fork, the fork trained on as long as the arms, a small model from scratch."""
@@ -193,11 +193,9 @@ class StudyConfig:
         }
         if arm.pruner != DENSE:
             decides["train"] = asdict(self.arm_config(arm))
-            decides["options"] = used_options(self.options_of(arm.mitigation))
+            decides["options"] = self.options_of(arm.mitigation)
         if arm.pruner not in UNPRUNED:
-            prune = asdict(self.prune_config(arm))
-            prune["mitigation_options"] = used_options(prune["mitigation_options"])
-            decides["prune"] = prune
+            decides["prune"] = asdict(self.prune_config(arm))
         text = json.dumps(decides, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 

@@ -162,10 +162,16 @@ def _facts(study: StudyConfig, runs: pd.DataFrame) -> Iterator[str]:
         "several runs at a time."
     )
     yield f"Devices: {_listed(sorted(set(runs['device'])))}."
-    yield f"Commits: {_listed(sorted({commit[:12] for commit in runs['commit']}))}."
+    yield f"Commits: {_listed(sorted({_short(commit) for commit in runs['commit']}))}."
     if not study.settings:  # What serves to choose shows no test figure.
         yield from _accuracies(study, runs)
     yield from study.notes
+
+
+def _short(commit: str) -> str:
+    """Twelve digits, and whether something was changed since."""
+    digits, plus, what = commit.partition("+")
+    return digits[:12] + plus + what
 
 
 def _accuracies(study: StudyConfig, runs: pd.DataFrame) -> Iterator[str]:

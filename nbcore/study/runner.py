@@ -119,12 +119,14 @@ def finished_runs(study: StudyConfig, rows: Sequence[dict[str, str]]) -> dict[Ar
     return done
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class _Worker:
     process: Any
     pipe: Connection
     device: str
     task: Task | None = None
+    beside: int = 0
+    """Workers that its device had when the task was handed out, this one included."""
 
 
 @dataclass(kw_only=True)
@@ -134,6 +136,11 @@ class _Crew:
     context: tuple[StudyConfig, Path | None, Path]
     threads: int | None
     workers: list[_Worker] = field(default_factory=list)
+    leaving: list[_Worker] = field(default_factory=list)
+
+    def on(self, device: str) -> int:
+        """How many workers a device has."""
+        return sum(worker.device == device for worker in self.workers)
 
     def hire(self, device: str) -> None:
         spawn = torch.multiprocessing.get_context("spawn")
@@ -146,28 +153,26 @@ class _Crew:
         theirs.close()
         self.workers.append(_Worker(process=process, pipe=pipe, device=device))
 
-    def let_one_go(self, worker: _Worker) -> bool:
-        """Let a worker leave, so that the others have its memory; False if it is its device's
-        last, which stays."""
-        beside = [other for other in self.workers if other.device == worker.device]
-        if len(beside) == 1:
-            return False
-        self._end([worker])
+    def replace(self, worker: _Worker) -> None:
+        """Hire another in place of one that has ended."""
         self.workers.remove(worker)
-        return True
+        worker.process.join()
+        self.hire(worker.device)
+
+    def let_go(self, worker: _Worker) -> None:
+        """Let an idle worker leave; no other takes its place."""
+        self.workers.remove(worker)
+        self.leaving.append(worker)
+        with contextlib.suppress(OSError):
+            worker.pipe.send(None)
 
     def dismiss(self) -> None:
         """Let idle workers leave, and end those that are busy or cannot hear."""
-        self._end(self.workers)
-
-    @staticmethod
-    def _end(workers: Sequence[_Worker]) -> None:
-        for worker in workers:
+        for worker in [*self.workers]:
             if worker.task is not None:
                 worker.process.kill()
-            with contextlib.suppress(OSError):
-                worker.pipe.send(None)
-        for worker in workers:
+            self.let_go(worker)
+        for worker in self.leaving:
             worker.process.join(5)
             worker.process.kill()
             worker.process.join()
@@ -197,7 +202,7 @@ def _drive(
             late = deadline is not None and time.monotonic() > deadline
             for worker in crew.workers:
                 if worker.task is None and not late and (task := schedule.next()):
-                    worker.task = task
+                    worker.task, worker.beside = task, crew.on(worker.device)
                     with contextlib.suppress(OSError):  # A dead worker is noticed below.
                         worker.pipe.send(task)
             busy = [worker for worker in crew.workers if worker.task is not None]
@@ -231,20 +236,19 @@ def _attend(
         pass
     worker.task = None
     if report is None:
-        crew.workers.remove(worker)
-        worker.process.join()
-        crew.hire(worker.device)
+        crew.replace(worker)
         reason = schedule.died(task)
         if reason is None:
             logger.warning("%s: its worker died; trying once more", task.arm.key)
             return
         report = Report(task=task, error=reason)
-    if report.out_of_memory and crew.let_one_go(worker):
+    elif report.leaving:
+        crew.replace(worker)
+    if report.out_of_memory and _made_room(worker, crew):
         schedule.again(task)
         logger.warning(
-            "%s: no memory left on %s; one worker less is at work there",
-            task.arm.key,
-            worker.device,
+            "%s waits: no memory was left on %s beside other runs (%s); workers there now: %d",
+            *(task.arm.key, worker.device, report.error, crew.on(worker.device)),
         )
         return
     if report.error is not None:
@@ -262,6 +266,18 @@ def _attend(
         # Not the test figure: who watches a study also changes it.
         bar.set_postfix_str(f"{task.arm.key} validation {outcome.run['val_top1']:.4f}")
     schedule.succeeded(task)
+
+
+def _made_room(worker: _Worker, crew: _Crew) -> bool:
+    """Whether a task that found no memory left may find some now: fewer workers are on the device
+    than when it was handed out. If none has left since, this one does, unless it is alone."""
+    here = crew.on(worker.device)
+    if here < worker.beside:
+        return True
+    if here == 1:
+        return False
+    crew.let_go(worker)
+    return True
 
 
 def _share_compiled_code(work_dir: Path, processes: int) -> None:

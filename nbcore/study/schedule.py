@@ -82,10 +82,13 @@ class Schedule:
             self.fail(Task(kind="run", arm=arm), f"needs {task.arm.key}, which failed")
 
     def again(self, task: Task) -> None:
-        """Let a task wait once more, before all others; a rehearsal is left out."""
-        self._ended(task)
+        """Let a task wait once more, before all others."""
         if task.kind == "run":
             self.waiting.insert(0, task.arm)
+        else:
+            names = [name for name, key in self.rehearsing.items() if key == task.arm.key]
+            self.rehearsals[:0] = [(name, task.arm) for name in names]
+        self._ended(task)
 
     def died(self, task: Task) -> str | None:
         """The worker of a task died: try again, or give up; returns the reason in that case."""

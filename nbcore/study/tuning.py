@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from nbcore.config import used_options
 from nbcore.study.grid import StudyConfig
 from nbcore.study.statistics import CELL
 
@@ -23,7 +22,6 @@ def trials(study: StudyConfig, runs: pd.DataFrame) -> pd.DataFrame:
         over its cells), chosen (of the complete ones; of equals the first).
     """
     rows = []
-    used = used_options(study.settings)
     for name in dict.fromkeys(setting.partition("@")[0] for setting in study.settings):
         own = [setting for setting in study.settings if setting.partition("@")[0] == name]
         tried = runs[runs["mitigation"].isin(own)]
@@ -36,7 +34,9 @@ def trials(study: StudyConfig, runs: pd.DataFrame) -> pd.DataFrame:
                 {
                     "mitigation": name,
                     "setting": setting,
-                    "options": ", ".join(f"{k} {v:g}" for k, v in used[setting].items()),
+                    "options": ", ".join(
+                        _spoken(*item) for item in study.settings[setting].items()
+                    ),
                     "cells": int(has.sum()),
                     "complete": bool(has.all()),
                     "val_loss": means["val_loss", setting].mean(),
@@ -49,6 +49,10 @@ def trials(study: StudyConfig, runs: pd.DataFrame) -> pd.DataFrame:
     )
     best = table[table["complete"].astype(bool)].groupby("mitigation")["val_loss"].idxmin()
     return table.assign(chosen=table.index.isin(best))
+
+
+def _spoken(option: str, value: float | None) -> str:
+    return f"no limit on {option}" if value is None else f"{option} {value:g}"
 
 
 def trials_by_cell(study: StudyConfig, runs: pd.DataFrame) -> pd.DataFrame:

@@ -34,6 +34,8 @@ class Report:
     error: str | None = None
     out_of_memory: bool = False
     """The error is that the device's memory did not do, which others beside may have taken."""
+    leaving: bool = False
+    """This was the worker's last word."""
 
 
 def work(
@@ -58,28 +60,42 @@ def work(
     device = torch.device(device_name)
     if threads:
         torch.set_num_threads(threads)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     laboratory: Laboratory | None = None
     while (task := pipe.recv()) is not None:
         try:
             if laboratory is None:
+                if device.type == "cuda":
+                    torch.cuda.set_device(device)
                 laboratory = Laboratory(study, data_dir, work_dir, device)
             if task.kind == "rehearsal":
                 laboratory.rehearse(task.arm)
-                pipe.send(Report(task=task))
+                report = Report(task=task)
             else:
-                pipe.send(Report(task=task, outcome=laboratory.run(task.arm)))
+                report = Report(task=task, outcome=laboratory.run(task.arm))
+        except Exception as error:  # Whatever one arm does must not stop the others.
+            full = out_of_memory(error)
+            # Any other error of the device may have damaged this process; a new one goes on.
+            leaving = isinstance(error, torch.AcceleratorError) and not full
+            report = Report(task=task, error=_told(error), out_of_memory=full, leaving=leaving)
+        try:
+            pipe.send(report)
         except (ConnectionError, EOFError):
             return
-        except Exception as error:  # Whatever one arm does must not stop the others.
-            no_memory = isinstance(error, torch.OutOfMemoryError)
-            pipe.send(Report(task=task, error=_told(error), out_of_memory=no_memory))
-            if isinstance(error, torch.AcceleratorError):
-                # The device's state is lost to this process; a new one goes on.
-                os._exit(1)
-            if no_memory:
-                torch.cuda.empty_cache()
+        if report.leaving:
+            os._exit(1)
+        if report.out_of_memory:
+            torch.cuda.empty_cache()
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether the device's memory did not do, for this error or for one that led to it."""
+    while error is not None:
+        text = str(error).lower()
+        known = isinstance(error, torch.OutOfMemoryError)
+        if known or "out of memory" in text or "alloc_failed" in text:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _told(error: Exception) -> str:

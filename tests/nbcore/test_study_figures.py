@@ -68,8 +68,11 @@ def test_a_dot_beyond_the_limits_is_a_triangle_at_the_edge() -> None:
 
 
 def test_dots_not_too_far_away_widen_the_axis() -> None:
-    # taylor -200 % or 230 %: ten beyond it, and up to a multiple of 25.
-    for share, limits in ((-2.0, (-225, 175)), (2.3, (-75, 250))):
+    # ten beyond it, and up to a multiple of 25
+    for share, limits in (
+        (-2.0, (-225, 175)), (-2.18, (-250, 175)), (-0.7, (-100, 175)),
+        (2.3, (-75, 250)), (2.43, (-75, 275)), (1.7, (-75, 200)),
+    ):  # fmt: skip
         figure = draw_recovered(study(), runs_with((share, share, share)))
         assert triangles(figure) == []
         assert figure is not None
@@ -78,11 +81,17 @@ def test_dots_not_too_far_away_widen_the_axis() -> None:
 
 def test_weights_widen_no_axis_but_their_own() -> None:
     single = runs_with((-2.0, -2.0, -2.0)).replace({"pruner": {"taylor": WEIGHTS}})
-    figure = draw_recovered(study(), single)
+    other = runs_with((2.3, 2.3, 2.3)).replace({"target_macs_ratio": {0.3: 0.1}})
+    runs = pd.concat([single, other[other["pruner"] == "taylor"]])
+    figure = draw_recovered(study(), runs)
     assert figure is not None
-    assert [axes.get_xlim() for axes in figure.axes] == [(-75, 175), (-225, 175)]
+    titled = {axes.get_title(loc="left"): axes.get_xlim() for axes in figure.axes}
+    shared = (-75, 250)
+    assert titled == {
+        "30 % of MACs": shared, "10 % of MACs": shared, "host weights": (-225, 175)
+    }  # fmt: skip
     assert triangles(figure) == []
-    figure = draw_relief(study(), single)
+    figure = draw_relief(study(), runs)
     assert figure is not None
     assert len({axes.get_xlim() for axes in figure.axes}) == 1
 

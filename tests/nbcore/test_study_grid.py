@@ -152,11 +152,11 @@ def test_fingerprint_tells_what_decides_a_run_and_nothing_else() -> None:
     earlier = replace(study, prune=replace(study.prune, end=0.3))
     assert earlier.fingerprint(arm()) != study.fingerprint(arm())
     assert earlier.fingerprint(plus) == study.fingerprint(plus)
-    # Before an option was there it was not used, and rows of that time still count.
-    later = {"token_merging": {"block": 1, "r": 2, "new": None}}
-    assert replace(merging, mitigation_options=later).fingerprint(
+    # None is a value as any other: no limit is not the default limit.
+    no_limit = replace(study, mitigation_options={"persistent_dynamic": {"returns": None}})
+    assert no_limit.fingerprint(arm(mitigation="published")) != study.fingerprint(
         arm(mitigation="published")
-    ) == merging.fingerprint(arm(mitigation="published"))
+    )
     other_grid = replace(study, waves=(), name="other", command="other")
     assert all(other_grid.fingerprint(a) == study.fingerprint(a) for a in study.arms())
     keys = [study.fingerprint(a) for a in study.arms()]

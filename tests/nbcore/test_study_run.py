@@ -14,15 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tqdm import tqdm
 
 from nbcore.__main__ import main
 from nbcore.study import runner
 from nbcore.study.forks import fork_path
 from nbcore.study.grid import Arm, Block, Wave, references
-from nbcore.study.schedule import Schedule
 from nbcore.study.tables import FAILURE_COLUMNS, StudyTables, Table
-from nbcore.study.worker import Report
 from tests.nbcore.tiny_study import arm, laboratory, run_here, tiny_study
 from tests.sources import ROOT
 
@@ -132,61 +129,6 @@ def test_a_dead_worker_is_replaced(finished: Path, tmp_path: Path) -> None:
     assert progress.failed == {}
     assert rows(tmp_path / "out").items() <= rows(finished / "out").items()
     assert progress.finished == progress.total == len(tiny_study().arms([0]))
-
-
-class Clerk:
-    """A worker's process that answers one task with a report and then waits to be sent home."""
-
-    def __init__(self, report: Report) -> None:
-        self.pipe, theirs = multiprocessing.Pipe()
-        self.exitcode: int | None = None
-
-        def serve() -> None:
-            theirs.send(report)
-            assert theirs.recv() is None
-            self.exitcode = 0
-
-        self.thread = threading.Thread(target=serve, daemon=True)
-        self.thread.start()
-
-    def is_alive(self) -> bool:
-        return self.thread.is_alive()
-
-    def join(self, timeout: float | None = None) -> None:
-        self.thread.join(timeout)
-
-    def kill(self) -> None:
-        assert self.exitcode == 0, "killed before it could leave"
-
-
-def attended(workers: int, schedule: Schedule, tmp_path: Path) -> int:
-    """What becomes of a crew whose first worker reports that no memory is left: its size."""
-    task = schedule.next()
-    assert task is not None
-    clerk = Clerk(Report(task=task, error="OutOfMemoryError: all of it", out_of_memory=True))
-    crew = runner._Crew(context=(tiny_study(), None, tmp_path), threads=None)
-    for device, process in (("a", clerk), *[("a", clerk)] * (workers - 1), ("b", clerk)):
-        crew.workers.append(runner._Worker(process=process, pipe=clerk.pipe, device=device))
-    crew.workers[0].task = task
-    tables = StudyTables(tmp_path)
-    failures = Table(tmp_path / "failures.csv", FAILURE_COLUMNS)
-    assert clerk.pipe.poll(5)
-    runner._attend(crew.workers[0], crew, schedule, tables, failures, tqdm(disable=True))
-    return len(crew.workers)
-
-
-def test_what_finds_no_memory_left_waits_and_one_worker_less_is_there(tmp_path: Path) -> None:
-    schedule = Schedule([arm(), arm(seed=1)], set(references(0) + references(1)))
-    assert attended(2, schedule, tmp_path) == 2
-    assert schedule.failed == {}
-    assert schedule.waiting == [arm(), arm(seed=1)]
-
-
-def test_what_finds_no_memory_left_with_no_one_beside_has_failed(tmp_path: Path) -> None:
-    schedule = Schedule([arm()], set(references(0)))
-    assert attended(1, schedule, tmp_path) == 2
-    assert list(schedule.failed) == [arm()]
-    assert "OutOfMemoryError" in schedule.failed[arm()]
 
 
 def test_a_failing_arm_stops_no_other_and_is_tried_again_next_time(copy: Path) -> None:

@@ -25,7 +25,7 @@ def study() -> StudyConfig:
         "none@0": {"lr": 1e-3},
         "none@1": {"lr": 2e-3},
         "handoff@0": {"ridge": 0.1},
-        "handoff@1": {"ridge": 1.0, "unused": None},
+        "handoff@1": {"ridge": 1.0, "returns": None},
     }
     block = Block(hosts=("taylor", "random"), mitigations=("none", *settings), ratios=(0.5, 0.3))
     return tiny_study(settings=settings, waves=(Wave(seeds=(100,), blocks=(block,)),))
@@ -69,7 +69,7 @@ def test_the_smallest_validation_loss_of_settings_that_all_cells_have_is_chosen(
     expected = {"none@0": 0.4, "none@1": 0.5, "handoff@0": 0.5, "handoff@1": 0.4}
     assert table["val_loss"].to_dict() == pytest.approx(expected)
     assert sorted(table.index[table["chosen"]]) == ["handoff@1", "none@0"]
-    assert table.loc["handoff@1", "options"] == "ridge 1"
+    assert table.loc["handoff@1", "options"] == "ridge 1, no limit on returns"
 
 
 def test_a_setting_with_the_smallest_loss_that_some_cell_lacks_is_not_chosen() -> None:
@@ -117,7 +117,7 @@ def test_recipes_use_what_was_chosen_for_photos() -> None:
     assert host == {"lr": judged.arm.lr, "end": judged.prune.end}
 
 
-def test_the_last_trials_for_photos_came_late_and_the_reports_say_what_they_would_change() -> None:
+def test_the_last_trials_for_photos_came_late_and_the_reports_say_so() -> None:
     late, used = chosen_in("imagenette-tuning"), PHOTO_OPTIONS
     for name in ("token_merging", "handoff", "distillation"):
         assert late[name] != used[name]

@@ -62,12 +62,10 @@ def draw_recovered(study: StudyConfig, runs: pd.DataFrame) -> Figure | None:
 
 def _share_limits(means: Sequence[float]) -> tuple[float, float]:
     """Ends of an axis that shows these shares."""
-    within = [mean for mean in means if WIDEST[0] <= mean <= WIDEST[1]]
-    low, high = min(within, default=0.0), max(within, default=0.0)
-    return (
-        SHARES[0] if low >= SHARES[0] else 25 * math.floor((low - 10) / 25),
-        SHARES[1] if high <= SHARES[1] else 25 * math.ceil((high + 10) / 25),
-    )
+    within = [0.0, *(mean for mean in means if WIDEST[0] <= mean <= WIDEST[1])]
+    # Ten beyond the last dot, or it would be cut in half.
+    low, high = (min(within) - 10) / 25, (max(within) + 10) / 25
+    return min(SHARES[0], 25 * math.floor(low)), max(SHARES[1], 25 * math.ceil(high))
 
 
 def draw_relief(study: StudyConfig, runs: pd.DataFrame) -> Figure | None:
@@ -113,11 +111,8 @@ def _forest(
     order: dict[str, None] = {}
     for axes, (title, own) in zip(all_axes, panels.items(), strict=True):
         styles = _dot_styles(own)
-        ends = None
-        if limits:
-            alike = [cell for cell in cells if (cell[0] == WEIGHTS) == (own[0][0] == WEIGHTS)]
-            found = [per[cell].mean for per in per_cell.values() for cell in alike if cell in per]
-            ends = limits([100 * mean for mean in found])
+        ends = limits(_means(per_cell, weights=own[0][0] == WEIGHTS)) if limits else None
+        if ends:
             axes.set_xlim(*ends)
         for mark in marks:
             axes.axvline(mark, color=GREY, lw=0.9, ls="-" if mark == 0 else ":", zorder=0)
@@ -142,6 +137,16 @@ def _forest(
     all_axes[(len(panels) - 1) // 2].set_xlabel(label)
     shared_legend(figure, all_axes, list(order), columns=6)
     return figure
+
+
+def _means(per_cell: Mapping[str, Mapping[Cell, Estimate]], *, weights: bool) -> list[float]:
+    """All dots, in per cent, of the host `weights` or of the others."""
+    return [
+        100 * estimate.mean
+        for found in per_cell.values()
+        for cell, estimate in found.items()
+        if (cell[0] == WEIGHTS) == weights
+    ]
 
 
 def _dot_styles(cells: Sequence[Cell]) -> dict[Cell, tuple[str, dict[str, Any]]]:
