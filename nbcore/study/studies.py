@@ -262,7 +262,7 @@ def cifar10_returns() -> StudyConfig:
         {
             "none": [{"lr": study.arm.lr, "end": study.prune.end}],
             "persistent_dynamic": [
-                study.mitigation_options["persistent_dynamic"] | {"returns": share}
+                {**study.mitigation_options["persistent_dynamic"], "returns": share}
                 for share in (None, 0.1, 0.03, 0.3, 0.01)
             ],
         }
