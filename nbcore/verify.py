@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import onnxruntime
 
 QUICK_IMAGES = 10
-MAX_TOTAL_BYTES = 120_000_000
+SHIPPED_BYTES = 120_000_000
+"""Within which this project ships. Variants of one's own may go beyond it."""
 TOP1_TOLERANCE = 1e-3
 LOSS_TOLERANCE = 1e-3
 
@@ -94,8 +95,9 @@ def _flips(folder: Path, manifest: Manifest) -> Iterator[Finding]:
 
 def _total_size(folder: Path) -> Finding:
     total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    text = f"{total / 1e6:.1f} MB in all, at most {MAX_TOTAL_BYTES / 1e6:.0f} MB"
-    return Finding(variant="manifest", ok=total <= MAX_TOTAL_BYTES, text=text)
+    more = total > SHIPPED_BYTES
+    beyond = f", more than the {SHIPPED_BYTES / 1e6:.0f} MB that this project ships" if more else ""
+    return Finding(variant="manifest", ok=True, text=f"{total / 1e6:.1f} MB in all{beyond}")
 
 
 def verify_variant(

@@ -149,6 +149,8 @@ def test_fingerprint_tells_what_decides_a_run_and_nothing_else() -> None:
     assert merging.fingerprint(arm(mitigation="published")) != study.fingerprint(
         arm(mitigation="published")
     )
+    control = replace(plus, mitigation="token_merging")
+    assert merging.fingerprint(control) != study.fingerprint(control)
     earlier = replace(study, prune=replace(study.prune, end=0.3))
     assert earlier.fingerprint(arm()) != study.fingerprint(arm())
     assert earlier.fingerprint(plus) == study.fingerprint(plus)

@@ -23,7 +23,7 @@ from nbcore.checkpoint import (
     write_manifest,
 )
 from nbcore.export import open_session
-from nbcore.verify import check_contract, verify
+from nbcore.verify import Finding, check_contract, verify
 from tests.nbcore.folders import CHILD, DENSE, flip, rewrite
 
 
@@ -131,14 +131,23 @@ def test_variant_of_another_base_is_a_fault(two: Path) -> None:
     assert f"was pruned from another {DENSE}" in text
 
 
-def test_sizes_above_the_limits_are_faults(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_above_the_limit_is_a_fault(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     largest = max(e.size_bytes for v in read_manifest(two).variants for e in v.files.values())
     monkeypatch.setattr(verification.checkpoint, "MAX_FILE_BYTES", largest - 1)
-    monkeypatch.setattr(verification, "MAX_TOTAL_BYTES", 1000)
     found = faults(two)
-    assert set(found) == {"manifest", DENSE}
-    assert "in all, at most" in found["manifest"][0]
+    assert set(found) == {DENSE}
     assert "model.onnx" in found[DENSE][0]
+
+
+def test_variants_of_ones_own_may_go_beyond_what_is_shipped(
+    two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told() -> Finding:
+        return next(found for found in verify(two) if "MB in all" in found.text)
+
+    assert (told().ok, "more than" in told().text) == (True, False)
+    monkeypatch.setattr(verification, "SHIPPED_BYTES", 1000)
+    assert (told().ok, "more than" in told().text) == (True, True)
 
 
 def test_unreadable_entries_and_empty_manifests_are_faults(tmp_path: Path) -> None:
