@@ -345,9 +345,8 @@ def imagenette_vit_tiny() -> StudyConfig:
             "The dense model and the same trained on (`none`) were run four times, as files that "
             "later arms read had been lost; the last rows count. With the accuracy of earlier ones "
             "in their place (`runs.csv` of commits bddc742, 4ec95ce and eb9b58c) all verdicts are "
-            "the same but these: that `published` relieves pruning is undecided with the first, "
-            "that `token_merging+handoff` does is supported with the second and third, and that "
-            "the best does with the second.",
+            "the same, but that with the second `published` and `token_merging+handoff` are found "
+            "to relieve pruning.",
             *ON_RETURNS,
         ),
         command="python -m nbcore study imagenette-vit-tiny --data DIR",
