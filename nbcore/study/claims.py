@@ -338,7 +338,8 @@ def claims_on_burden(runs: pd.DataFrame, sites: pd.DataFrame) -> list[Claim]:
             verdict=judge(whole, USEFUL_BURDEN),
             numbers=f"(B / B₀) / (dense+ / dense) over {_extent(units)}: {factor(whole)}"
             f"{_slight(whole, USEFUL_BURDEN)}; above one on {len(above)} of {len(hosts)} hosts"
-            f"{also} after Holm's correction, below one on {len(below)}{_few([whole])}",
+            f"{also} after Holm's correction{_named(above)}, below one on {len(below)}"
+            f"{_named(below)}{_few([whole])}",
         ),
         Claim(
             topic="burden",
@@ -397,7 +398,8 @@ def claims_on_controls(study: StudyConfig, runs: pd.DataFrame) -> list[Claim]:
                     sentence=sentence,
                     verdict=judge(estimate, study.small_effect),
                     numbers=f"difference over {_extent(table)}: {points(estimate)}; "
-                    f"{_counted(table, study.small_effect)}",
+                    f"{_counted(table, study.small_effect)}: "
+                    + ", ".join(f"`{host}` {points(e)}" for host, e in by_host(table).items()),
                 )
             )
     return found
@@ -408,6 +410,10 @@ def _family(estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
     return {
         name: replace(e, p=p) for (name, e), p in zip(estimates.items(), corrected, strict=True)
     }
+
+
+def _named(hosts: Sequence[str]) -> str:
+    return f" ({', '.join(f'`{host}`' for host in hosts)})" if hosts else ""
 
 
 def _extent(table: pd.DataFrame) -> str:

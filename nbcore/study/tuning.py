@@ -65,6 +65,20 @@ def trials_by_cell(study: StudyConfig, runs: pd.DataFrame) -> pd.DataFrame:
     return counts.loc[list(dict.fromkeys(names)), cells]
 
 
+def _top1_by_cell(tried: pd.DataFrame, runs: pd.DataFrame) -> Iterator[str]:
+    runs = runs[runs["mitigation"].isin(tried["setting"])]
+    means = runs.groupby(["mitigation", *CELL], sort=False)["val_top1"].mean().unstack(CELL)
+    yield "Validation top-1 (%) in each cell, mean over seeds:"
+    yield ""
+    heads = " | ".join(f"`{host}` at {ratio:g}" for host, ratio in means.columns)
+    yield f"| mitigation | setting | {heads} |"
+    yield "|---|---|" + "---|" * means.shape[1]
+    for row in tried.to_dict("records"):
+        values = ("" if pd.isna(v) else f"{100 * v:.2f}" for v in means.loc[row["setting"]])
+        yield f"| `{row['mitigation']}` | {row['options']} | {' | '.join(values)} |"
+    yield ""
+
+
 def tuning_section(study: StudyConfig, runs: pd.DataFrame) -> Iterator[str]:
     """The part of the report that takes the place of claims in a tuning study."""
     yield "## Trials"
@@ -88,6 +102,7 @@ def tuning_section(study: StudyConfig, runs: pd.DataFrame) -> Iterator[str]:
             f"{'**chosen**' if row['chosen'] else ''} |"
         )
     yield ""
+    yield from _top1_by_cell(table, runs)
     counts = trials_by_cell(study, runs)
     yield "Number of trials:"
     yield ""

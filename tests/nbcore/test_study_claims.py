@@ -155,6 +155,22 @@ def test_burden_that_predicts_no_damage_at_its_site_is_no_burden(tmp_path: Path)
     assert f"loss increase of the run: {number(damage_correlation(runs))}" in third.numbers
 
 
+def test_hosts_are_named_where_they_differ(tmp_path: Path) -> None:
+    write_tables(grid(), World(cost=COST, noise=0.001), tmp_path)
+    runs, sites, _ = read_frames(tmp_path)
+    # Survivors of magnitude carry less than the cut explains.
+    runs.loc[(runs["pruner"] == "magnitude"), "burden"] *= 0.5
+    claims = all_claims(grid(), runs, sites)
+    told = claim_of(claims, "(1) After pruning").numbers
+    assert "below one on 1 (`magnitude`)" in told
+    told = claim_of(claims, "Hosts beat removal at random").numbers
+    found = re.findall(r"`(\w+)` ([+-][\d.]+) points", told)
+    top1 = runs[runs["mitigation"] == "none"].groupby("pruner")["top1"].mean()
+    assert {host: float(gain) for host, gain in found} == pytest.approx(
+        {host: 100 * (top1[host] - top1["random"]) for host in HOSTS[:3]}, abs=0.006
+    )
+
+
 def test_p_values_of_one_topic_are_corrected_together(tmp_path: Path) -> None:
     """Else a quarter of studies would find one of five mitigations that do nothing to help."""
     write_tables(grid(), World(cost=COST, noise=0.01), tmp_path)

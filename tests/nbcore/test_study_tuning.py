@@ -165,6 +165,26 @@ def test_the_study_of_cifar10_uses_what_was_chosen_and_notes_what_was_not_tried(
     assert 8 * 46 * judged.prune.end // judged.prune.updates == fade
 
 
+def test_what_a_setting_reaches_in_each_cell_is_told(tmp_path: Path) -> None:
+    write_tables(study(), World(), tmp_path)
+    runs, _, _ = read_frames(tmp_path)
+    runs = runs[(runs["pruner"] != "random") | (runs["mitigation"] != "handoff@0")]
+    lines = list(tuning_section(study(), runs))
+    heads, _, *rows = lines[
+        lines.index("Validation top-1 (%) in each cell, mean over seeds:") + 2 :
+    ]
+    assert rows[:4] == sorted(rows[:4], key=lambda row: "handoff" in row)
+    cells = [head.strip() for head in heads.split("|")[3:-1]]
+    assert len(cells) == 4
+    (row,) = [row for row in rows if "| ridge 0.1 |" in row][:1]
+    own = runs[runs["mitigation"] == "handoff@0"].set_index(["pruner", "target_macs_ratio"])
+    for cell, value in zip(cells, row.split("|")[3:-1], strict=True):
+        host, ratio = cell.split("`")[1], float(cell.split()[-1])
+        lacks = host == "random"
+        expected = "" if lacks else f"{100 * own.loc[(host, ratio), 'val_top1']:.2f}"
+        assert value.strip() == expected
+
+
 def test_the_report_of_a_tuning_study_shows_trials_and_tests_no_claim(tmp_path: Path) -> None:
     write_tables(study(), World(), tmp_path)
     text = write_report(study(), tmp_path).read_text()
